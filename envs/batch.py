@@ -1,0 +1,108 @@
+"""Many games of one kind, stepped together: what the vectorised environment stands on.
+
+Game i of a batch does exactly what a single game with its seed and actions does, whichever batch it is in.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.core import Game, GameOptions, Outcome
+
+
+class Outcomes(NamedTuple):
+    """`Outcome` of B games, an array [B] for each field."""
+
+    legal: NDArray[np.bool_]
+    gain: NDArray[np.float64]
+    cleared: NDArray[np.int64]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    success: NDArray[np.bool_]
+
+
+class Batch(ABC):
+    """B games. `boards` and `looks` are [B, rows, cols], `scores` and `moves` [B]; all are read, never written."""
+
+    num: int
+    boards: NDArray[np.uint8]
+    looks: NDArray[np.uint16]
+    scores: NDArray[np.float64]
+    moves: NDArray[np.int64]
+
+    @abstractmethod
+    def reset(self, index: int, seed: int) -> None:
+        """Starts a new episode of game `index`."""
+
+    @abstractmethod
+    def step(self, actions: NDArray[np.integer], live: NDArray[np.bool_] | None = None) -> Outcomes:
+        """One move of every game, or of those that `live` [B] marks; the others stay as they are, all zeros."""
+
+    @abstractmethod
+    def legal_actions(self, index: int) -> tuple[int, ...]:
+        """`Game.legal_actions` of game `index`."""
+
+    @abstractmethod
+    def snapshot(self, index: int) -> bytes:
+        """`Game.snapshot` of game `index`."""
+
+    @abstractmethod
+    def restore(self, index: int, data: bytes) -> None:
+        """`Game.restore` of game `index`."""
+
+
+class LoopBatch(Batch):
+    """Any game, one after the other: the rules cost what they cost, everything around them is shared."""
+
+    def __init__(self, game_type: type[Game], options: GameOptions, num: int) -> None:
+        self.num = num
+        self.games = [game_type(options) for _ in range(num)]
+        shape = (num, self.games[0].rows, self.games[0].cols)
+        self.boards = np.zeros(shape, np.uint8)
+        self.looks = np.zeros(shape, np.uint16)
+        self.scores = np.zeros(num)
+        self.moves = np.zeros(num, np.int64)
+
+    def _see(self, index: int) -> None:
+        game = self.games[index]
+        self.boards[index] = game.perception()
+        self.looks[index] = game.looks
+        self.scores[index], self.moves[index] = game.score, game.moves
+
+    def reset(self, index: int, seed: int) -> None:
+        self.games[index].reset(seed)
+        self._see(index)
+
+    def step(self, actions: NDArray[np.integer], live: NDArray[np.bool_] | None = None) -> Outcomes:
+        idle = Outcome(False, 0.0, 0, False, False, False)
+        rows = [idle] * self.num
+        for index in range(self.num) if live is None else np.flatnonzero(live).tolist():
+            rows[index] = self.games[index].step(actions[index])
+            if rows[index].legal:
+                self._see(index)
+            else:
+                self.moves[index] += 1
+        legal, gain, cleared, terminated, truncated, success = zip(*rows, strict=True)
+        return Outcomes(
+            np.array(legal), np.array(gain), np.array(cleared), np.array(terminated), np.array(truncated),
+            np.array(success),
+        )  # fmt: skip
+
+    def legal_actions(self, index: int) -> tuple[int, ...]:
+        return self.games[index].legal_actions()
+
+    def snapshot(self, index: int) -> bytes:
+        return self.games[index].snapshot()
+
+    def restore(self, index: int, data: bytes) -> None:
+        self.games[index].restore(data)
+        self._see(index)
+
+
+def make_batch(game_type: type[Game], options: GameOptions, num: int) -> Batch:
+    """B games: the game's own vectorised batch where it has one, a loop otherwise."""
+    return game_type.batch_type(options, num) if game_type.batch_type else LoopBatch(game_type, options, num)

@@ -1,0 +1,207 @@
+"""The contract of a game: rules over a board, its own generator, a snapshot of everything.
+
+What holds for every game, and is tested for every game:
+
+- equal snapshots have equal futures: the random generator, the counters and the end of the episode are in them;
+- an illegal action changes nothing but the count of moves;
+- no action is ever read as another one: what is not legal is illegal, whatever integer it is;
+- kinds are small integers, 0 is the empty cell; what a kind looks like and is called is the tile set's business.
+"""
+
+from __future__ import annotations
+
+import operator
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, SupportsIndex
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.answers import ActionFormat
+from envs.options import Options, option
+
+if TYPE_CHECKING:
+    from envs.batch import Batch
+
+Board = NDArray[np.uint8]
+"""[rows, cols] the kind in each cell, 0 where the cell is empty."""
+Looks = NDArray[np.uint16]
+"""[rows, cols] which picture of its kind a cell shows: the tile set takes it modulo the pictures it has."""
+
+_HEAD = struct.Struct("<BIdB")  # format version, moves, score, over
+_FORMAT = 1
+_RNG_BYTES = 37
+
+
+@dataclass(frozen=True)
+class GameOptions(Options):
+    """What every game can be asked for; a game's own options class adds its own."""
+
+    horizon: int = option(100, "moves after which an episode is cut off, illegal ones included; 0: never", low=0)
+
+
+class Outcome(NamedTuple):
+    """What one move did. `gain` is in the game's own score; `cleared` counts tiles that left the board."""
+
+    legal: bool
+    gain: float
+    cleared: int
+    terminated: bool
+    truncated: bool
+    success: bool
+
+
+class Game(ABC):
+    """Rules over one board. Subclasses give the abstract methods; counting, ends and snapshots are done here.
+
+    `rows`, `cols`, `num_kinds` and `actions` are set by the subclass's `__init__` and depend on the options alone.
+    """
+
+    options_type: ClassVar[type[GameOptions]]
+    batch_type: ClassVar[Callable[[GameOptions, int], Batch] | None] = None
+    """A vectorised batch of this game, where there is one faster than a loop."""
+    rows: int
+    cols: int
+    num_kinds: int
+    actions: ActionFormat
+
+    def __init__(self, options: GameOptions | None = None) -> None:
+        self.options = options if options is not None else self.options_type()
+        self.rng = np.random.Generator(np.random.PCG64(0))
+        self.moves = 0
+        self.score = 0.0
+        self.over = True
+        self.looks: Looks
+        self._legal: tuple[int, ...] = ()
+
+    @classmethod
+    def fit(cls, options: Mapping[str, Any], kinds: int) -> dict[str, Any]:
+        """`options` with those filled in that were left open and that `kinds`, the kinds of the tile set, decide."""
+        return dict(options)
+
+    # The rules: what a game has to say.
+
+    @abstractmethod
+    def rules(self, names: Sequence[str]) -> str:
+        """The rules in words, for a player who sees the picture. `names[k]` is what kind k is called; 0 is empty."""
+
+    @abstractmethod
+    def perception(self) -> Board:
+        """The true board, cell by cell: a copy, [rows, cols] uint8."""
+
+    @abstractmethod
+    def oracle(self) -> int:
+        """A best action, or a good one where best is out of reach. Only asked while the episode is not over."""
+
+    @abstractmethod
+    def _deal(self) -> None:
+        """Sets a fresh board from `self.rng`."""
+
+    @abstractmethod
+    def _find_legal(self) -> tuple[int, ...]:
+        """The legal actions of the board as it stands, ascending."""
+
+    @abstractmethod
+    def _apply(self, action: int) -> tuple[float, int]:
+        """Plays a legal action; returns its gain and the number of tiles that left the board."""
+
+    @abstractmethod
+    def _won(self) -> bool:
+        """Whether the goal is reached, which ends the episode."""
+
+    @abstractmethod
+    def _pack(self) -> bytes:
+        """The board, and what else of the game's own decides its future."""
+
+    @abstractmethod
+    def _unpack(self, data: bytes) -> None:
+        """Undoes `_pack`. Raises `ValueError`, and changes nothing, on data that `_pack` can't have made."""
+
+    # What every game has.
+
+    def reset(self, seed: int) -> None:
+        """Starts an episode. The seed decides all of it: the board and every later draw."""
+        self.rng = np.random.Generator(np.random.PCG64(seed))
+        self.moves, self.score, self.over = 0, 0.0, False
+        self.looks = self._draw_looks()
+        self._deal()
+        self._legal = self._find_legal()
+
+    def _draw_looks(self) -> Looks:
+        return (self.rng.random((self.rows, self.cols)) * 65536).astype(np.uint16)
+
+    def legal_actions(self) -> tuple[int, ...]:
+        """The actions that are legal now, ascending; none once the episode is over."""
+        return () if self.over else self._legal
+
+    def step(self, action: SupportsIndex | None) -> Outcome:
+        """Plays one move. `None` is an answer that could not be read: it costs a move like an illegal action.
+
+        Raises `RuntimeError` once the episode is over and `TypeError` for what is no integer; neither changes anything.
+        """
+        if self.over:
+            raise RuntimeError("the episode is over: call reset(seed) or restore(snapshot) first")
+        legal = action is not None and operator.index(action) in self._legal
+        gain, cleared, success = 0.0, 0, False
+        self.moves += 1
+        if legal and action is not None:
+            gain, cleared = self._apply(operator.index(action))
+            self.score += gain
+            self._legal = self._find_legal()
+            success = self._won()
+        terminated = success or not self._legal
+        truncated = not terminated and self.moves == self.options.horizon
+        self.over = terminated or truncated
+        return Outcome(legal, gain, cleared, terminated, truncated, success)
+
+    def snapshot(self) -> bytes:
+        """Everything that decides the future, about 100 bytes for a small board: equal bytes, equal future."""
+        head = _HEAD.pack(_FORMAT, self.moves, self.score, self.over)
+        return head + pack_rng(self.rng.bit_generator) + self.looks.tobytes() + self._pack()
+
+    def restore(self, data: bytes) -> None:
+        """Becomes the state that `snapshot` saw. Raises `ValueError`, and changes nothing, on other bytes."""
+        looks_at = _HEAD.size + _RNG_BYTES
+        board_at = looks_at + 2 * self.rows * self.cols
+        if len(data) < board_at or data[0] != _FORMAT:
+            raise ValueError(f"not a snapshot of {type(self).__name__} {self.rows}x{self.cols}: {data[:16]!r}...")
+        self._unpack(data[board_at:])
+        _, self.moves, self.score, over = _HEAD.unpack_from(data)
+        self.over = bool(over)
+        unpack_rng(self.rng, data[_HEAD.size : looks_at])
+        self.looks = np.frombuffer(data[looks_at:board_at], np.uint16).reshape(self.rows, self.cols)
+        self._legal = self._find_legal()
+
+    def fork(self) -> Self:
+        """An independent game in the same state: the same actions have the same outcomes in both."""
+        twin = type(self)(self.options)
+        twin.restore(self.snapshot())
+        return twin
+
+    def _board_from(self, data: bytes) -> Board:
+        """A board from the bytes of one, checked: [rows, cols] with kinds up to `num_kinds`."""
+        if len(data) != self.rows * self.cols or max(data) > self.num_kinds:
+            raise ValueError(f"not a board of {type(self).__name__} {self.rows}x{self.cols}: {data[:16]!r}...")
+        return np.frombuffer(data, np.uint8).reshape(self.rows, self.cols).copy()
+
+
+def pack_rng(generator: np.random.BitGenerator) -> bytes:
+    """The whole state of a PCG64 in 37 bytes."""
+    state = generator.state
+    inner = state["state"]
+    tail = struct.pack("<BI", state["has_uint32"], state["uinteger"])
+    return inner["state"].to_bytes(16, "little") + inner["inc"].to_bytes(16, "little") + tail
+
+
+def unpack_rng(generator: np.random.Generator, data: bytes) -> None:
+    """Puts a generator into the state that `pack_rng` saw."""
+    has_uint32, uinteger = struct.unpack("<BI", data[32:])
+    generator.bit_generator.state = {
+        "bit_generator": "PCG64",
+        "state": {"state": int.from_bytes(data[:16], "little"), "inc": int.from_bytes(data[16:32], "little")},
+        "has_uint32": has_uint32,
+        "uinteger": uinteger,
+    }

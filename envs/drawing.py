@@ -1,0 +1,151 @@
+"""Pictures of boards, from an atlas of finished tiles.
+
+A whole frame is one `take`: a line of a tile is one opaque item of the atlas, so that every item is one memcpy and the
+frame is written front to back. This costs no more than copying a finished frame.
+A standing frame has only those tiles drawn again that changed.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.core import Board, Looks
+from envs.perception import FRAME, Look, Perception
+
+Frame = NDArray[np.uint8]
+"""[height, width, 3] RGB, both sides multiples of the patch."""
+
+_ATLAS_BYTES = 512 << 20  # an atlas grown beyond this is started anew
+_MARGIN_GRAY = 34
+
+
+class Renderer:
+    """Draws boards [rows, cols] of up to `num_kinds` kinds as `perception` says.
+
+    `shape` is that of a frame, [height, width, 3]. Raises `ValueError` where the tile set has too few kinds or the sizes
+    don't come out at whole patches.
+    """
+
+    def __init__(self, perception: Perception, rows: int, cols: int, num_kinds: int) -> None:
+        self.perception, self.rows, self.cols = perception, rows, cols
+        tiles = perception.tile_set(num_kinds)
+        if tiles.num_kinds < num_kinds:
+            raise ValueError(
+                f"tiles = {perception.tiles!r}: {tiles.num_kinds} kinds, and this game needs {num_kinds}; take another "
+                "tile set or a game with fewer kinds"
+            )
+        patch = perception.patch
+        self.px = perception.tile_px or patch * max(1, round(FRAME / max(rows, cols) / patch))
+        self.margin = -(-perception.offset // patch) * patch
+        self.shape = (rows * self.px + self.margin, cols * self.px + self.margin, 3)
+        if self.shape[0] % patch or self.shape[1] % patch:
+            raise ValueError(
+                f"tile_px = {self.px}: a {rows}x{cols} board is {self.shape[1]}x{self.shape[0]} pixels, which is no "
+                f"multiple of patch = {patch}; take a multiple of {patch}, or 0 to have it chosen"
+            )
+        self.look = Look(perception, tiles, self.px)
+        self.names = tiles.names[: num_kinds + 1]
+        self._periods = np.array([self.look.period(kind) for kind in range(num_kinds + 1)], np.uint32)
+        self._one_each = bool((self._periods == 1).all())
+        self._line = np.dtype((np.void, self.px * 3))
+        self._line_numbers = np.arange(self.px)[:, None]
+        self.generation = 0
+        self._start_atlas()
+
+    def _start_atlas(self) -> None:
+        self.generation += 1
+        self._slot_of = np.zeros((len(self._periods), int(self._periods.max())), np.intp)  # 0: not drawn yet
+        self._num_slots = 1
+        self._atlas = np.zeros((16, self.px), self._line)  # tile by tile, line by line
+
+    def slots(self, boards: Board, looks: Looks) -> NDArray[np.intp]:
+        """Places in the atlas of the tiles of boards [..., rows, cols]; tiles that are missing are made.
+
+        They hold until `generation` changes, which makes every slot handed out before meaningless.
+        """
+        phases = 0 if self._one_each else looks % self._periods[boards]
+        found = self._slot_of[boards, phases]
+        if not found.all():
+            if (self._num_slots + found.size) * self.px * self.px * 3 > _ATLAS_BYTES:
+                self._start_atlas()
+            wanted = np.unique(np.stack(np.broadcast_arrays(boards, phases), -1)[found == 0].reshape(-1, 2), axis=0)
+            for kind, phase in wanted.tolist():
+                if not self._slot_of[kind, phase]:
+                    self._add(kind, phase)
+            return self.slots(boards, looks)
+        return found
+
+    def _add(self, kind: int, phase: int) -> None:
+        if self._num_slots == len(self._atlas):
+            self._atlas = np.concatenate([self._atlas, np.zeros_like(self._atlas)])
+        self.tile(self._num_slots)[...] = self.look.tile(kind, phase)
+        self._slot_of[kind, phase] = self._num_slots
+        self._num_slots += 1
+
+    def tile(self, slot: int) -> NDArray[np.uint8]:
+        """A finished tile, [px, px, 3]: a view of the atlas."""
+        return self._atlas[slot].view(np.uint8).reshape(self.px, self.px, 3)
+
+    def shift(self, looks: Looks) -> tuple[int, int]:
+        """Where the board's top left corner lies in the picture: rows and columns in pixels, fixed for an episode."""
+        reach = self.perception.offset + 1
+        return (int(looks[0, 0]) % reach, int(looks[0, 0]) // reach % reach) if self.margin else (0, 0)
+
+    def draw(self, board: Board, looks: Looks, out: Frame | None = None) -> Frame:
+        """The picture of a board, in `out` [height, width, 3] where given, else in a new array."""
+        frame = np.empty(self.shape, np.uint8) if out is None else out
+        self.draw_slots(frame, self.slots(board, looks), self.shift(looks))
+        return frame
+
+    def draw_slots(self, frame: Frame, slots: NDArray[np.intp], shift: tuple[int, int]) -> None:
+        """Fills a frame with the tiles in `slots` [rows, cols]."""
+        if self.margin:
+            frame[...] = _MARGIN_GRAY
+            for row in range(self.rows):
+                for col in range(self.cols):
+                    self.draw_tile(frame, row, col, slots[row, col], shift)
+            return
+        # [rows, px, cols] the line of the atlas that each line of each tile is.
+        lines = slots[:, None] * self.px + self._line_numbers
+        self._atlas.ravel().take(lines, out=frame.reshape(-1).view(self._line).reshape(lines.shape), mode="clip")
+
+    def draw_tile(self, frame: Frame, row: int, col: int, slot: int, shift: tuple[int, int]) -> None:
+        """Draws one tile of a frame again."""
+        top, left = row * self.px + shift[0], col * self.px + shift[1]
+        frame[top : top + self.px, left : left + self.px] = self.tile(slot)
+
+
+class Canvas:
+    """A standing frame: after the first time, only tiles that changed are drawn again."""
+
+    def __init__(self, renderer: Renderer, frame: Frame | None = None) -> None:
+        self.renderer = renderer
+        self.frame = np.empty(renderer.shape, np.uint8) if frame is None else frame
+        self._slots = np.zeros((renderer.rows, renderer.cols), np.intp)
+        self._shift = (0, 0)
+        self._generation = 0
+
+    def show(self, board: Board, looks: Looks) -> Frame:
+        """The frame, brought up to date with the board. It is the same array every time."""
+        renderer = self.renderer
+        slots, shift = renderer.slots(board, looks), renderer.shift(looks)
+        if self._generation != renderer.generation or shift != self._shift:
+            renderer.draw_slots(self.frame, slots, shift)
+        else:
+            rows, cols = np.nonzero(slots != self._slots)
+            if 2 * len(rows) > slots.size:
+                renderer.draw_slots(self.frame, slots, shift)
+            else:
+                for row, col in zip(rows.tolist(), cols.tolist(), strict=True):
+                    renderer.draw_tile(self.frame, row, col, slots[row, col], shift)
+        self._slots, self._shift, self._generation = slots, shift, renderer.generation
+        return self.frame
+
+
+@functools.lru_cache(maxsize=64)
+def renderer_of(perception: Perception, rows: int, cols: int, num_kinds: int) -> Renderer:
+    """The one `Renderer` of these arguments in this process: environments of one look share its atlas."""
+    return Renderer(perception, rows, cols, num_kinds)

@@ -1,0 +1,196 @@
+"""A task is a game as it is posed: its rules and their options (reasoning), and how it looks (perception).
+
+Both axes are plain options, so a task is made from config: levels, named presets, or any option by name.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import pkgutil
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import envs.games
+from envs.core import Game, GameOptions
+from envs.drawing import Frame, Renderer, renderer_of
+from envs.options import nearest
+from envs.perception import Perception
+
+Axis = int | Mapping[str, Any] | None
+"""A level, options by name, or None for the game's own setting."""
+
+PERCEPTION_LEVELS: tuple[Mapping[str, Any], ...] = (
+    {},
+    {"background": "marble", "rotation": 8.0, "jitter": 0.3},
+    {"background": "marble", "rotation": 16.0, "jitter": 0.5, "blur": 0.25, "noise": 0.2},
+    {"background": "stripes", "rotation": 25.0, "jitter": 0.7, "blur": 0.3, "noise": 0.45, "resolution": 0.5, "offset": 28},
+)
+"""Perturbations of any tile set, from none to strong: the perception levels of every game."""
+
+
+@dataclass(frozen=True)
+class GameSpec:
+    """A registered game. `reasoning` and `perception` are its own settings, which presets and levels build upon."""
+
+    name: str
+    game_type: type[Game]
+    summary: str
+    reasoning: Mapping[str, Any] = field(default_factory=dict)
+    perception: Mapping[str, Any] = field(default_factory=dict)
+    presets: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = field(default_factory=dict)
+    """Name -> (reasoning, perception)."""
+    levels: tuple[Mapping[str, Any], ...] = ()
+    """Reasoning options of the levels 0, 1, ..."""
+    gym_name: str = ""
+    """Its Gymnasium id is VLMGym/<gym_name>-v0."""
+
+    @property
+    def gym_id(self) -> str:
+        """The id for `gymnasium.make`."""
+        return f"VLMGym/{self.gym_name}-v0"
+
+
+_SPECS: dict[str, GameSpec] = {}
+
+
+def register_game(spec: GameSpec) -> None:
+    """Makes a game known by its name: to `Task`, to Gymnasium and to the command line."""
+    if _SPECS.get(spec.name, spec) != spec:
+        raise ValueError(f"a game named {spec.name!r} is registered already")
+    _SPECS[spec.name] = spec
+
+
+def game_spec(name: str) -> GameSpec:
+    """The game of that name. `module:name` imports a module first, for games that live elsewhere."""
+    module, _, name = name.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    if name not in _SPECS:
+        raise ValueError(f"unknown game {name!r}{nearest(name, _SPECS)}")
+    return _SPECS[name]
+
+
+def game_names() -> list[str]:
+    """The registered games, in the order of registration."""
+    return list(_SPECS)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One game with all its options filled in. Equal tasks pose equal problems; safe to hash, compare and send."""
+
+    name: str
+    reasoning: GameOptions
+    perception: Perception
+
+    @classmethod
+    def make(cls, name: str, *, preset: str = "", reasoning: Axis = None, perception: Axis = None) -> Self:
+        """A task by name: the game's own setting, then the preset, then each axis as a level or as options.
+
+        What is left open is fitted to the tile set: `Game.fit`. Raises `ValueError` that names a value out of place.
+        """
+        spec = game_spec(name)
+        if preset and preset not in spec.presets:
+            raise ValueError(f"{spec.name}: unknown preset {preset!r}{nearest(preset, spec.presets)}")
+        preset_reasoning, preset_perception = spec.presets[preset] if preset else ({}, {})
+        try:
+            look = _merge(spec.perception, preset_perception, perception, PERCEPTION_LEVELS, "perception")
+            seen = Perception.parse(look)
+            rules = _merge(spec.reasoning, preset_reasoning, reasoning, spec.levels, "reasoning")
+            rules = spec.game_type.fit(rules, seen.max_kinds())
+            task = cls(name, spec.game_type.options_type.parse(rules), seen)
+            task.renderer  # noqa: B018  what the two axes can't do together is said here, not at the first frame
+        except ValueError as error:
+            raise ValueError(f"{spec.name}: {error}") from None
+        return task
+
+    def new_game(self) -> Game:
+        """A game of this task; it waits for `reset` or `restore`."""
+        return game_spec(self.name).game_type(self.reasoning)
+
+    @functools.cached_property
+    def renderer(self) -> Renderer:
+        """Draws this task's boards; shared within the process."""
+        game = self.new_game()
+        return renderer_of(self.perception, game.rows, game.cols, game.num_kinds)
+
+    def draw(self, game: Game) -> Frame:
+        """A new picture of a game of this task, [height, width, 3]."""
+        return self.renderer.draw(game.perception(), game.looks)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"name": self.name, "reasoning": self.reasoning, "perception": self.perception}
+
+    def to_json(self) -> str:
+        """The task with every option, one line: what `from_json` reads, and the same for equal tasks."""
+        axes = {"reasoning": self.reasoning.as_dict(), "perception": self.perception.as_dict()}
+        return json.dumps({"game": self.name, **axes}, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The task that `to_json` wrote."""
+        values = json.loads(text)
+        return cls.make(values["game"], reasoning=values["reasoning"], perception=values["perception"])
+
+
+def _merge(
+    own: Mapping[str, Any], preset: Mapping[str, Any], axis: Axis, levels: tuple[Mapping[str, Any], ...], name: str
+) -> dict[str, Any]:
+    if isinstance(axis, int):
+        if not 0 <= axis < len(levels):
+            raise ValueError(f"{name} = {axis}: levels are 0 to {len(levels) - 1}")
+        axis = levels[axis]
+    return {**own, **preset, **(axis or {})}
+
+
+_LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True)
+class State:
+    """A game at one moment, whole: the task and the snapshot. Equal bytes have equal futures."""
+
+    task: Task
+    data: bytes
+
+    @classmethod
+    def of(cls, task: Task, game: Game) -> Self:
+        """The state that a game of a task is in."""
+        return cls(task, game.snapshot())
+
+    def game(self) -> Game:
+        """A new game in this state."""
+        game = self.task.new_game()
+        game.restore(self.data)
+        return game
+
+    def draw(self) -> Frame:
+        """The picture of this state, [height, width, 3]."""
+        return self.task.draw(self.game())
+
+    def to_bytes(self) -> bytes:
+        """The state in one piece."""
+        head = self.task.to_json().encode()
+        return _LENGTH.pack(len(head)) + head + self.data
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """The state that `to_bytes` wrote. Raises `ValueError` on other bytes."""
+        try:
+            (length,) = _LENGTH.unpack_from(data)
+            task = Task.from_json(data[_LENGTH.size : _LENGTH.size + length].decode())
+        except (struct.error, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a state: {data[:16]!r}... ({error})") from None
+        state = cls(task, data[_LENGTH.size + length :])
+        state.game()
+        return state
+
+
+def load_games() -> None:
+    """Imports every module in `envs.games`: a game is registered by being there."""
+    for module in pkgutil.iter_modules(envs.games.__path__, "envs.games."):
+        importlib.import_module(module.name)
