@@ -32,8 +32,9 @@ Reading = int | Cause
 MAX_BODY = 256
 """Characters between <answer> and </answer>, after trimming, beyond which nobody reads on."""
 
-# Full-width forms look like the ASCII they stand for; no other Unicode digit or bracket is taken for one.
-_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
+FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
+"""For `str.translate`: full-width forms look like the ASCII they stand for. No other Unicode digit is taken for one."""
+
 _FENCE = re.compile(r"```[a-z]*\s*(.*?)\s*```", re.DOTALL)
 _WRAPPERS = ("**", "*", "__", "`", '"', "'")
 _SPACE = re.compile(r"[ \t\r\n\f\v\u00a0]+")
@@ -44,7 +45,7 @@ def tidy(body: str) -> str:
 
     Longer than `MAX_BODY`, it comes back with white space and case settled only.
     """
-    text = _SPACE.sub(" ", body.translate(_FULL_WIDTH)).strip().lower()
+    text = _SPACE.sub(" ", body.translate(FULL_WIDTH)).strip().lower()
     if len(text) > MAX_BODY:
         return text
     fenced = _FENCE.fullmatch(text)

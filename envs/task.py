@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+import gymnasium
+
 import envs.games
 from envs.core import Game, GameOptions
 from envs.drawing import Frame, Renderer, renderer_of
@@ -62,6 +64,13 @@ def register_game(spec: GameSpec) -> None:
     if _SPECS.get(spec.name, spec) != spec:
         raise ValueError(f"a game named {spec.name!r} is registered already")
     _SPECS[spec.name] = spec
+    if spec.gym_id not in gymnasium.registry:
+        gymnasium.register(
+            spec.gym_id,
+            entry_point="envs.env:VLMGymEnv",
+            vector_entry_point="envs.vector:VLMGymVectorEnv",
+            kwargs={"game": spec.name},
+        )
 
 
 def game_spec(name: str) -> GameSpec:
