@@ -109,7 +109,7 @@ class Game(ABC):
         """Plays a legal action; returns its gain and the number of tiles that left the board."""
 
     @abstractmethod
-    def _won(self) -> bool:
+    def won(self) -> bool:
         """Whether the goal is reached, which ends the episode."""
 
     @abstractmethod
@@ -151,7 +151,7 @@ class Game(ABC):
             gain, cleared = self._apply(operator.index(action))
             self.score += gain
             self._legal = self._find_legal()
-            success = self._won()
+            success = self.won()
         terminated = success or not self._legal
         truncated = not terminated and self.moves == self.options.horizon
         self.over = terminated or truncated

@@ -137,7 +137,7 @@ def _background(name: str, px: int, rng: np.random.Generator) -> Image.Image:
     pixels[...] = _SLATE
     if name == "stripes":
         y, x = np.mgrid[0:px, 0:px] / px
-        pixels += 34 * np.sign(np.sin(math.tau * (rng.integers(2, 5) * x + rng.integers(-3, 4) * y)))[..., None]
+        pixels += 20 * np.sign(np.sin(math.tau * (rng.integers(2, 5) * x + rng.integers(-3, 4) * y)))[..., None]
     elif name == "marble":
         veins = Image.fromarray(rng.random((6, 6)).astype(np.float32)).resize((px, px), Image.Resampling.BICUBIC)
         pixels += 90 * (np.asarray(veins)[..., None] - 0.5) * rng.uniform(0.4, 1.6, 3)

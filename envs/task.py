@@ -29,7 +29,7 @@ PERCEPTION_LEVELS: tuple[Mapping[str, Any], ...] = (
     {},
     {"background": "marble", "rotation": 8.0, "jitter": 0.3},
     {"background": "marble", "rotation": 16.0, "jitter": 0.5, "blur": 0.25, "noise": 0.2},
-    {"background": "stripes", "rotation": 25.0, "jitter": 0.7, "blur": 0.3, "noise": 0.45, "resolution": 0.5, "offset": 28},
+    {"background": "stripes", "rotation": 25.0, "jitter": 0.7, "blur": 0.3, "noise": 0.35, "resolution": 0.5, "offset": 28},
 )
 """Perturbations of any tile set, from none to strong: the perception levels of every game."""
 

@@ -147,7 +147,7 @@ class Game2048(Game):
         self._spawn()
         return float(gain), merges
 
-    def _won(self) -> bool:
+    def won(self) -> bool:
         return self.options.goal > 0 and self.num_kinds in self._flat
 
     def _pack(self) -> bytes:

@@ -143,7 +143,7 @@ class ShisenSho(Game):
         self._board.flat[list(self.actions.cells(action))] = 0
         return 1.0, 2
 
-    def _won(self) -> bool:
+    def won(self) -> bool:
         return not self._board.any()
 
     def _pack(self) -> bytes:

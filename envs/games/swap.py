@@ -133,7 +133,7 @@ class Swap(Game):
                 return
         self._deal()
 
-    def _won(self) -> bool:
+    def won(self) -> bool:
         return 0 < self.options.goal <= self.score
 
     def _pack(self) -> bytes:

@@ -1,0 +1,227 @@
+"""Speed of the environments on one core, each figure beside `np.copyto` of equal bytes measured in the same run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs import Task, VLMGymEnv, VLMGymVectorEnv
+from envs.batch import make_batch
+from envs.core import Game
+from envs.drawing import Renderer
+from g1_ray.episodes import seed_of
+
+Row = dict[str, Any]
+STEPS = 4000
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`g1-ray bench envs`."""
+    parser = argparse.ArgumentParser(prog="g1-ray bench", description=__doc__)
+    parser.add_argument("what", choices=["envs"], help="what to measure")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures there")
+    args = parser.parse_args(argv)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    rows = [*frames(), *steps(), *vectors(), *logic(), *pixel_values()]
+    width = max(len(row["what"]) for row in rows)
+    for row in rows:
+        print(f"{row['what']:<{width}}  " + "   ".join(f"{k} {_show(v)}" for k, v in row.items() if k != "what"))
+    if args.json:
+        result = {"python": platform.python_version(), "numpy": np.__version__, "rows": rows}
+        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+def _show(value: Any) -> str:
+    return f"{value:,.0f}" if isinstance(value, float) and value >= 100 else f"{value:.3g}" if isinstance(value, float) else value
+
+
+def seconds(*calls: Callable[[], Any], rounds: int = 15, each: float = 0.02) -> list[float]:
+    """The median time of one call of each, taken in turns so that a change of the machine's speed hits all alike."""
+    counts = []
+    for call in calls:
+        call()
+        start = time.perf_counter()
+        call()
+        counts.append(max(1, int(each / (time.perf_counter() - start))))
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, count, taken in zip(calls, counts, times, strict=True):
+            start = time.perf_counter()
+            for _ in range(count):
+                call()
+            taken.append((time.perf_counter() - start) / count)
+    return [float(np.median(taken)) for taken in times]
+
+
+CASES = {
+    "2048 4x4": Task.make("2048"),
+    "shisen 6x6": Task.make("shisen"),
+    "shisen-photos 6x6": Task.make("shisen-photos"),
+    "swap 8x8": Task.make("swap"),
+}
+
+
+def _started(task: Task) -> Game:
+    game = task.new_game()
+    game.reset(0)
+    return game
+
+
+def _copy_s(renderer: Renderer) -> Callable[[], None]:
+    source, target = np.ones(renderer.shape, np.uint8), np.zeros(renderer.shape, np.uint8)
+    return lambda: np.copyto(target, source)
+
+
+def frames() -> list[Row]:
+    """A whole frame from a board, into a standing array and into a new one."""
+    rows = []
+    for name, task in CASES.items():
+        game, renderer = _started(task), task.renderer
+        board, looks, out = game.perception(), game.looks, np.zeros(renderer.shape, np.uint8)
+        copy, full, fresh = seconds(
+            _copy_s(renderer), lambda: renderer.draw(board, looks, out), lambda: renderer.draw(board, looks)
+        )
+        size = "x".join(map(str, renderer.shape[:2]))
+        rows.append(
+            {"what": f"frame {name} {size}", "us": full * 1e6, "fresh us": fresh * 1e6, "copyto us": copy * 1e6,
+             "full/copyto": full / copy, "fresh/copyto": fresh / copy}
+        )  # fmt: skip
+    return rows
+
+
+def steps() -> list[Row]:
+    """Whole steps of the single Gymnasium environment: rules, legal actions, info, 672 px picture.
+
+    The actions are random legal ones, so that every step changes the board, chosen beforehand; resets are included.
+    """
+    rows = []
+    for name, task in CASES.items():
+        seeds, actions = _playlist(task)
+        rates = {}
+        copy_s = seconds(_copy_s(task.renderer))[0]
+        for label, copy in (("fresh copy", True), ("standing frame", False)):
+            env = VLMGymEnv(task.name, copy=copy)
+            taken = []
+            for _ in range(5):
+                start = time.perf_counter()
+                for seed, played in zip(seeds, actions, strict=True):
+                    env.reset(seed=seed)
+                    for action in played:
+                        env.step(action)
+                taken.append(sum(map(len, actions)) / (time.perf_counter() - start))
+            rates[label] = float(np.median(taken))
+        rows.append(
+            {"what": f"steps/s {name}", "fresh copy": rates["fresh copy"], "standing frame": rates["standing frame"],
+             "copyto/s": 1 / copy_s}
+        )  # fmt: skip
+    return rows
+
+
+def _playlist(task: Task) -> tuple[list[int], list[list[int]]]:
+    rng = np.random.default_rng(0)
+    game, seeds, actions, made = task.new_game(), [], [], 0
+    while made < STEPS:
+        seeds.append(seed_of("bench", len(seeds)))
+        game.reset(seeds[-1])
+        actions.append([])
+        while not game.over:
+            legal = game.legal_actions()
+            actions[-1].append(legal[int(rng.random() * len(legal))])
+            game.step(actions[-1][-1])
+        made += len(actions[-1])
+    return seeds, actions
+
+
+def vectors(num: int = 16, moves: int = 60) -> list[Row]:
+    """The vectorised environment with standing frames, random legal actions."""
+    rows = []
+    for name, task in CASES.items():
+        env, rng = VLMGymVectorEnv(num, task.name, copy=False), np.random.default_rng(0)
+        taken = []
+        for seed in range(5):
+            _, info = env.reset(seed=seed * num)
+            spent = 0.0
+            for _ in range(moves):
+                chosen = [legal[int(rng.random() * len(legal))] if legal else 0 for legal in info["legal_actions"]]
+                start = time.perf_counter()
+                *_, info = env.step(np.array(chosen))
+                spent += time.perf_counter() - start
+            taken.append(num * moves / spent)
+        rows.append({"what": f"vector of {num}, steps/s {name}", "standing frame": float(np.median(taken))})
+    return rows
+
+
+def logic(num: int = 1024, moves: int = 100) -> list[Row]:
+    """Rules alone: 2048 in the vectorised path, uniform actions, boards that end are dealt anew; legal pairs of Shisen."""
+    task = Task.make("2048", reasoning={"horizon": 0})
+    batch, rng = make_batch(task.new_game().__class__, task.reasoning, num), np.random.default_rng(0)
+    for i in range(num):
+        batch.reset(i, i)
+    taken, legal, deals = [], 0, num
+    for _ in range(5):
+        actions = rng.integers(0, 4, (moves, num))
+        start = time.perf_counter()
+        for chosen in actions:
+            outcomes = batch.step(chosen)
+            legal += int(outcomes.legal.sum())
+            for i in np.flatnonzero(outcomes.terminated).tolist():
+                batch.reset(i, deals)
+                deals += 1
+        taken.append(num * moves / (time.perf_counter() - start))
+    rows: list[Row] = [
+        {"what": f"logic 2048, {num} boards", "steps/s": float(np.median(taken)), "legal share": legal / (5 * num * moves)}
+    ]
+    for side in (6, 12):
+        game = _started(Task.make("shisen", reasoning={"rows": side, "cols": side}))
+        (one,) = seconds(game._find_legal)
+        rows.append({"what": f"legal actions of shisen {side}x{side}", "ms": one * 1e3})
+    return rows
+
+
+def pixel_values() -> list[Row]:
+    """Model inputs straight from a board, beside Hugging Face's processor; nothing where transformers is missing."""
+    try:
+        import torch
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+
+        from g1_ray.pixels import PixelValues
+    except ImportError:
+        return []
+    torch.set_num_threads(1)
+    rows = []
+    for name, task in CASES.items():
+        game = _started(task)
+        board, looks = game.perception(), game.looks
+        frame = task.renderer.draw(board, looks)
+        fast, pil = Qwen2VLImageProcessor(), Qwen2VLImageProcessorPil()
+        ours = PixelValues(fast, task.renderer)
+        values, _ = ours(board, looks)
+        target = np.empty_like(values)
+        once, standing, copied, theirs, theirs_pil = seconds(
+            lambda: ours(board, looks),
+            lambda: ours(board, looks, out=target),
+            lambda: np.copyto(target, values),
+            lambda: fast(images=[frame], return_tensors="pt"),
+            lambda: pil(images=[frame], return_tensors="np"),
+        )
+        rows.append(
+            {"what": f"pixel_values {name}", "ms": once * 1e3, "standing ms": standing * 1e3, "copyto ms": copied * 1e3,
+             "transformers ms": theirs * 1e3, "pil ms": theirs_pil * 1e3, "times faster": theirs / once,
+             "standing, times faster": theirs / standing}
+        )  # fmt: skip
+    return rows
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
