@@ -95,27 +95,36 @@ class Renderer:
         return (int(looks[0, 0]) % reach, int(looks[0, 0]) // reach % reach) if self.margin else (0, 0)
 
     def draw(self, board: Board, looks: Looks, out: Frame | None = None) -> Frame:
-        """The picture of a board, in `out` [height, width, 3] where given, else in a new array."""
+        """The picture of a board, in `out` [height, width, 3], a C-contiguous array, where given, else in a new one."""
         frame = np.empty(self.shape, np.uint8) if out is None else out
-        self.draw_slots(frame, self.slots(board, looks), self.shift(looks))
+        self.draw_slots(frame, self.lines(frame, self.shift(looks)), self.slots(board, looks))
         return frame
 
-    def draw_slots(self, frame: Frame, slots: NDArray[np.intp], shift: tuple[int, int]) -> None:
-        """Fills a frame with the tiles in `slots` [rows, cols]."""
+    def lines(self, frame: Frame, shift: tuple[int, int]) -> NDArray[np.void]:
+        """A frame as the lines of its tiles, [rows, px, cols]: a view. `shift` is where the board lies in it."""
+        if frame.shape != self.shape or frame.dtype != np.uint8 or not frame.flags.c_contiguous:
+            raise ValueError(f"frame {frame.shape} {frame.dtype}: must be {self.shape} uint8 and C-contiguous")
+        line = frame.strides[0]
+        place = shift[0] * line + shift[1] * 3
+        return np.ndarray(
+            (self.rows, self.px, self.cols), self._line, frame.data, place, (self.px * line, line, self.px * 3)
+        )
+
+    def draw_slots(self, frame: Frame, lines: NDArray[np.void], slots: NDArray[np.intp]) -> None:
+        """Fills a frame, given also as its `lines`, with the tiles in `slots` [rows, cols]."""
+        # [rows, px, cols] the line of the atlas that each line of each tile is.
+        numbers = slots[:, None] * self.px + self._line_numbers
         if self.margin:
             frame[...] = _MARGIN_GRAY
-            for row in range(self.rows):
-                for col in range(self.cols):
-                    self.draw_tile(frame, row, col, slots[row, col], shift)
-            return
-        # [rows, px, cols] the line of the atlas that each line of each tile is.
-        lines = slots[:, None] * self.px + self._line_numbers
-        self._atlas.ravel().take(lines, out=frame.reshape(-1).view(self._line).reshape(lines.shape), mode="clip")
+            lines[...] = self._atlas.ravel()[numbers]
+        else:
+            self._atlas.ravel().take(numbers, out=lines, mode="clip")
 
-    def draw_tile(self, frame: Frame, row: int, col: int, slot: int, shift: tuple[int, int]) -> None:
-        """Draws one tile of a frame again."""
-        top, left = row * self.px + shift[0], col * self.px + shift[1]
-        frame[top : top + self.px, left : left + self.px] = self.tile(slot)
+    def draw_tiles(self, lines: NDArray[np.void], slots: NDArray[np.intp], cells: list[int]) -> None:
+        """Draws some cells (row * cols + column) again in the `lines` of a frame."""
+        tiles, flat = lines.transpose(0, 2, 1), slots.ravel()
+        for cell in cells:
+            tiles[divmod(cell, self.cols)] = self._atlas[flat[cell]]
 
 
 class Canvas:
@@ -126,21 +135,22 @@ class Canvas:
         self.frame = np.empty(renderer.shape, np.uint8) if frame is None else frame
         self._slots = np.zeros((renderer.rows, renderer.cols), np.intp)
         self._shift = (0, 0)
+        self._lines = renderer.lines(self.frame, self._shift)
         self._generation = 0
 
     def show(self, board: Board, looks: Looks) -> Frame:
         """The frame, brought up to date with the board. It is the same array every time."""
-        renderer = self.renderer
+        renderer, lines = self.renderer, self._lines
         slots, shift = renderer.slots(board, looks), renderer.shift(looks)
         if self._generation != renderer.generation or shift != self._shift:
-            renderer.draw_slots(self.frame, slots, shift)
+            self._lines = renderer.lines(self.frame, shift)
+            renderer.draw_slots(self.frame, self._lines, slots)
         else:
-            rows, cols = np.nonzero(slots != self._slots)
-            if 2 * len(rows) > slots.size:
-                renderer.draw_slots(self.frame, slots, shift)
+            changed = np.flatnonzero(slots != self._slots).tolist()
+            if 4 * len(changed) > 3 * slots.size:  # tile by tile costs more than line by line
+                renderer.draw_slots(self.frame, lines, slots)
             else:
-                for row, col in zip(rows.tolist(), cols.tolist(), strict=True):
-                    renderer.draw_tile(self.frame, row, col, slots[row, col], shift)
+                renderer.draw_tiles(lines, slots, changed)
         self._slots, self._shift, self._generation = slots, shift, renderer.generation
         return self.frame
 

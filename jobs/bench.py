@@ -65,6 +65,7 @@ def seconds(*calls: Callable[[], Any], rounds: int = 15, each: float = 0.02) -> 
 
 CASES = {
     "2048 4x4": Task.make("2048"),
+    "2048 4x4 patch 32": Task.make("2048", perception={"patch": 32}),
     "shisen 6x6": Task.make("shisen"),
     "shisen-photos 6x6": Task.make("shisen-photos"),
     "swap 8x8": Task.make("swap"),
@@ -100,7 +101,7 @@ def frames() -> list[Row]:
 
 
 def steps() -> list[Row]:
-    """Whole steps of the single Gymnasium environment: rules, legal actions, info, 672 px picture.
+    """Whole steps of the single Gymnasium environment: rules, legal actions, info, picture of 672 px (640 with patch 32).
 
     The actions are random legal ones, so that every step changes the board, chosen beforehand; resets are included.
     """
@@ -110,7 +111,7 @@ def steps() -> list[Row]:
         rates = {}
         copy_s = seconds(_copy_s(task.renderer))[0]
         for label, copy in (("fresh copy", True), ("standing frame", False)):
-            env = VLMGymEnv(task.name, copy=copy)
+            env = VLMGymEnv(task.name, perception=task.perception.as_dict(), copy=copy)
             taken = []
             for _ in range(5):
                 start = time.perf_counter()
@@ -146,7 +147,8 @@ def vectors(num: int = 16, moves: int = 60) -> list[Row]:
     """The vectorised environment with standing frames, random legal actions."""
     rows = []
     for name, task in CASES.items():
-        env, rng = VLMGymVectorEnv(num, task.name, copy=False), np.random.default_rng(0)
+        env = VLMGymVectorEnv(num, task.name, perception=task.perception.as_dict(), copy=False)
+        rng = np.random.default_rng(0)
         taken = []
         for seed in range(5):
             _, info = env.reset(seed=seed * num)
@@ -201,6 +203,8 @@ def pixel_values() -> list[Row]:
     torch.set_num_threads(1)
     rows = []
     for name, task in CASES.items():
+        if task.perception.patch != 28:  # the size that Qwen2-VL's processor leaves alone
+            continue
         game = _started(task)
         board, looks = game.perception(), game.looks
         frame = task.renderer.draw(board, looks)

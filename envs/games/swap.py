@@ -102,7 +102,10 @@ class Swap(Game):
         return (self.rng.random(num) * self.num_kinds).astype(np.uint8) + np.uint8(1)
 
     def _find_legal(self) -> tuple[int, ...]:
-        return tuple(legal_swaps(self._board).tolist())
+        """A board without a legal swap is shuffled until it has one."""
+        while not len(legal := legal_swaps(self._board)):
+            self._shuffle()
+        return tuple(legal.tolist())
 
     def _apply(self, action: int) -> tuple[float, int]:
         self._board = swapped(self._board, *self.actions.cells(action))
@@ -113,8 +116,6 @@ class Swap(Game):
             self._board[matches] = 0
             drop(self._board)
             self._fill(calm=rounds >= CASCADE)
-        if not len(legal_swaps(self._board)):
-            self._shuffle()
         return 1.0, cleared
 
     def _fill(self, calm: bool) -> None:
@@ -172,7 +173,7 @@ def standing_matches(board: Board) -> NDArray[np.bool_]:
 def drop(board: Board) -> None:
     """Lets every tile fall as far as it goes, in place."""
     order = np.argsort(board > 0, axis=0, kind="stable")
-    board[...] = np.take_along_axis(board, order, axis=0)
+    board[...] = board[order, np.arange(board.shape[1])]
 
 
 class _Swaps(NamedTuple):
