@@ -136,7 +136,9 @@ class CellPairs(ActionFormat):
         if not match:
             return Cause.MALFORMED
         row_a, col_a, row_b, col_b = (small_int(group) for group in match.groups())
-        if not (0 <= row_a < self.rows and 0 <= row_b < self.rows and 0 <= col_a < self.cols and 0 <= col_b < self.cols):
+        if not (
+            0 <= row_a < self.rows and 0 <= row_b < self.rows and 0 <= col_a < self.cols and 0 <= col_b < self.cols
+        ):
             return Cause.OUT_OF_BOARD
         a, b = row_a * self.cols + col_a, row_b * self.cols + col_b
         return Cause.SAME_CELL if a == b else self.action(a, b)

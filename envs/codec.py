@@ -26,7 +26,7 @@ _ORDER = ["perception", "think", "answer"]
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer as read. Exactly one of `action` and `cause` is set; the texts are None where their tags are missing."""
+    """An answer as read: exactly one of `action` and `cause` is set. Texts are None where their tags are missing."""
 
     action: int | None
     cause: Cause | None
@@ -123,7 +123,8 @@ class Codec:
         missing or doubled cell is counted as that, and the cells after it are not counted wrong.
         """
         truth = [[self.names[kind].lower() for kind in row] for row in board.tolist()]
-        described = _table((text or "")[:MAX_CHARS])
+        # Four boards' worth are read: what comes after can't be this board, and its extra cells were counted by then.
+        described = _table((text or "")[: 1000 + 4 * len(self.describe(board))])
         total = [0, 0, 0, 0]
         for true_row, row in _align_rows(truth, described):
             for i, count in enumerate(_compare_row(true_row, row)):

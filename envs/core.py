@@ -67,6 +67,8 @@ class Game(ABC):
     cols: int
     num_kinds: int
     actions: ActionFormat
+    num_alike: int = 1
+    """Tiles of one kind on a board that have to be different photos of it, where the tiles are photos."""
 
     def __init__(self, options: GameOptions | None = None) -> None:
         self.options = options if options is not None else self.options_type()

@@ -25,8 +25,8 @@ _MARGIN_GRAY = 34
 class Renderer:
     """Draws boards [rows, cols] of up to `num_kinds` kinds as `perception` says.
 
-    `shape` is that of a frame, [height, width, 3]. Raises `ValueError` where the tile set has too few kinds or the sizes
-    don't come out at whole patches.
+    `shape` is that of a frame, [height, width, 3]. Raises `ValueError` where the tile set has too few kinds or
+    the sizes don't come out at whole patches.
     """
 
     def __init__(self, perception: Perception, rows: int, cols: int, num_kinds: int) -> None:

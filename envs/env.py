@@ -46,7 +46,8 @@ class VLMGymEnv(gymnasium.Env[Observation, int]):
     anew only where it changed. An illegal action costs a move and changes nothing; `info` has `legal_actions`,
     `action_mask`, `score`, `moves`, and after a step `legal`, `gain` and `success`.
 
-    `reset` takes the options `state` (the bytes of a `Game.snapshot`) or `walk` (random legal moves to start with). A seed that is given is the game's own seed.
+    `reset` takes the options `state` (the bytes of a `Game.snapshot`) or `walk` (random legal moves to start with). A
+    seed that is given is the game's own seed.
     """
 
     metadata = {"render_modes": ["rgb_array", "ansi"], "render_fps": 4}
@@ -63,7 +64,9 @@ class VLMGymEnv(gymnasium.Env[Observation, int]):
         render_mode: str | None = None,
     ) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            raise ValueError(f"unknown render_mode {render_mode!r}{nearest(render_mode, self.metadata['render_modes'])}")
+            raise ValueError(
+                f"unknown render_mode {render_mode!r}{nearest(render_mode, self.metadata['render_modes'])}"
+            )
         self.task = Task.make(game, preset=preset, reasoning=reasoning, perception=perception)
         self.game = self.task.new_game()
         self.render_mode = render_mode
@@ -72,7 +75,7 @@ class VLMGymEnv(gymnasium.Env[Observation, int]):
         self._copy = copy
         self._canvas = Canvas(self.task.renderer)
         self.observation_space = observation_space(self.task, observation, self.game)
-        self.action_space = spaces.Discrete(self.game.actions.num)  # type: ignore[assignment]  # of NumPy integers
+        self.action_space = spaces.Discrete(self.game.actions.num)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -160,7 +163,7 @@ class TextAnswers(gymnasium.Wrapper[Observation, str, Observation, int]):
             raise ValueError(f"TextAnswers reads answers for VLM-Gym environments; {inner} is none")
         self.codec = Codec(inner.task)
         self.prompt = self.codec.prompt()
-        self.action_space = spaces.Text(MAX_CHARS, charset=string.printable)  # type: ignore[assignment]
+        self.action_space = spaces.Text(MAX_CHARS, charset=string.printable)
 
     def step(self, action: str) -> tuple[Observation, Any, bool, bool, dict[str, Any]]:
         """Reads the answer and plays its move."""
@@ -169,4 +172,3 @@ class TextAnswers(gymnasium.Wrapper[Observation, str, Observation, int]):
         info["invalid"] = str(answer.cause) if answer.cause else None
         info["answer"] = answer
         return observation, reward, terminated, truncated, info
-

@@ -1,8 +1,8 @@
 """How a board looks: the perception axis of difficulty.
 
-`Perception` is the description (tile set, variant, perturbations, sizes), `Look` what follows from it. Every perturbation
-acts on single tiles and is decided by the tile's look, so that all of them compose with all tile sets, the picture of
-a state is always the same, and each perturbed tile is made only once.
+`Perception` is the description (tile set, variant, perturbations, sizes), `Look` what follows from it. Perturbations
+act on single tiles and are decided by the tile's look, so that all of them compose with all tile sets, the picture of
+a state is always the same, and each perturbed tile is made only once. (`offset` moves the board as a whole.)
 """
 
 from __future__ import annotations
@@ -29,13 +29,17 @@ _SLATE = (58, 64, 76)
 class Perception(Options):
     """Perception options of every game."""
 
-    tiles: str = option("shapes", "tile set; 'photos' are procedural, 'cifar10' and 'folder' need path", choices=TILE_SETS)
+    tiles: str = option(
+        "shapes", "tile set; 'photos' are procedural, 'cifar10' and 'folder' need path", choices=TILE_SETS
+    )
     split: str = option("train", "variant of the tile set", choices=("train", "heldout"))
     path: str = option("", "folder of the photos of 'cifar10' and 'folder'")
     colors: int = option(0, "colours in use; 0: as few as the game needs", low=0, high=len(PALETTE))
     shapes: int = option(0, "shapes in use; 0: as few as the game needs", low=0, high=len(SHAPE_NAMES))
     patch: int = option(28, "pixels that frames are a multiple of: 28 for Qwen2.5-VL, 32 for Qwen3-VL", low=1, high=128)
-    tile_px: int = option(0, f"pixels of a tile; 0: whole patches, for a frame of about {FRAME} pixels", low=0, high=512)
+    tile_px: int = option(
+        0, f"pixels of a tile; 0: whole patches, for a frame of about {FRAME} pixels", low=0, high=512
+    )
     rotation: float = option(0.0, "largest angle by which tiles are turned, in degrees", low=0.0, high=45.0)
     jitter: float = option(0.0, "change of colour, brightness and contrast, 1: by up to a half", low=0.0, high=1.0)
     blur: float = option(0.0, "radius of the blur, 1: a tenth of a tile", low=0.0, high=1.0)

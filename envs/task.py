@@ -29,7 +29,15 @@ PERCEPTION_LEVELS: tuple[Mapping[str, Any], ...] = (
     {},
     {"background": "marble", "rotation": 8.0, "jitter": 0.3},
     {"background": "marble", "rotation": 16.0, "jitter": 0.5, "blur": 0.25, "noise": 0.2},
-    {"background": "stripes", "rotation": 25.0, "jitter": 0.7, "blur": 0.3, "noise": 0.35, "resolution": 0.5, "offset": 28},
+    {
+        "background": "stripes",
+        "rotation": 25.0,
+        "jitter": 0.7,
+        "blur": 0.3,
+        "noise": 0.35,
+        "resolution": 0.5,
+        "offset": 28,
+    },
 )
 """Perturbations of any tile set, from none to strong: the perception levels of every game."""
 
@@ -112,10 +120,20 @@ class Task:
             rules = _merge(spec.reasoning, preset_reasoning, reasoning, spec.levels, "reasoning")
             rules = spec.game_type.fit(rules, seen.max_kinds())
             task = cls(name, spec.game_type.options_type.parse(rules), seen)
-            task.renderer  # noqa: B018  what the two axes can't do together is said here, not at the first frame
+            task._check()
         except ValueError as error:
             raise ValueError(f"{spec.name}: {error}") from None
         return task
+
+    def _check(self) -> None:
+        """Raises `ValueError` for what the two axes can't do together, so that it is not found at the first frame."""
+        tiles, game = self.renderer.look.tiles, self.new_game()
+        for kind in range(1, game.num_kinds + 1) if tiles.photos else ():
+            if tiles.num_pictures(kind) < game.num_alike:
+                raise ValueError(
+                    f"{tiles.names[kind]}: {tiles.num_pictures(kind)} photos, and copies = {game.num_alike} of a kind "
+                    "have to be different ones; add photos or take fewer copies"
+                )
 
     def new_game(self) -> Game:
         """A game of this task; it waits for `reset` or `restore`."""

@@ -52,7 +52,8 @@ class VLMGymVectorEnv(VectorEnv[Any, Any, Any]):
         self.num_envs = num_envs
         self.render_mode = render_mode
         one = self.task.new_game()
-        self.single_action_space = spaces.Discrete(one.actions.num)
+        self._num_actions = one.actions.num
+        self.single_action_space = spaces.Discrete(self._num_actions)
         self.single_observation_space = observation_space(self.task, observation, one)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -105,7 +106,7 @@ class VLMGymVectorEnv(VectorEnv[Any, Any, Any]):
     def _info(self, outcomes: Outcomes | None, live: NDArray[np.bool_]) -> dict[str, Any]:
         everyone = np.ones(self.num_envs, np.bool_)
         legal = np.empty(self.num_envs, object)
-        mask = np.zeros((self.num_envs, int(self.single_action_space.n)), np.int8)
+        mask = np.zeros((self.num_envs, self._num_actions), np.int8)
         for i in range(self.num_envs):
             legal[i] = self.batch.legal_actions(i)
             mask[i, list(legal[i])] = 1
@@ -122,7 +123,7 @@ class VLMGymVectorEnv(VectorEnv[Any, Any, Any]):
                 info[key], info[f"_{key}"] = value, live.copy()
         return info
 
-    def render(self) -> tuple[NDArray[np.uint8], ...] | None:
+    def render(self) -> tuple[Any, ...] | None:
         """A frame of every game, [height, width, 3] each."""
         if self.render_mode is None:
             return None

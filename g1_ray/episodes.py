@@ -14,7 +14,7 @@ from envs.core import Game
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a player on a task. Boards that end within it are followed by fresh ones, as in the paper's protocol."""
+    """One run of a player on a task. Boards that end within it are followed by fresh ones, as in the paper."""
 
     seed: int
     seeds: tuple[int, ...]

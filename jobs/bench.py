@@ -31,7 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    rows = [*frames(), *steps(), *vectors(), *logic(), *pixel_values()]
+    per_case = (frame, steps, vector, pixel_values)
+    rows = [row for measure in per_case for name, task in CASES.items() if (row := measure(name, task))]
+    rows += logic()
     width = max(len(row["what"]) for row in rows)
     for row in rows:
         print(f"{row['what']:<{width}}  " + "   ".join(f"{k} {_show(v)}" for k, v in row.items() if k != "what"))
@@ -42,7 +44,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _show(value: Any) -> str:
-    return f"{value:,.0f}" if isinstance(value, float) and value >= 100 else f"{value:.3g}" if isinstance(value, float) else value
+    return (
+        f"{value:,.0f}"
+        if isinstance(value, float) and value >= 100
+        else f"{value:.3g}"
+        if isinstance(value, float)
+        else value
+    )
 
 
 def seconds(*calls: Callable[[], Any], rounds: int = 15, each: float = 0.02) -> list[float]:
@@ -83,54 +91,49 @@ def _copy_s(renderer: Renderer) -> Callable[[], None]:
     return lambda: np.copyto(target, source)
 
 
-def frames() -> list[Row]:
+def frame(name: str, task: Task) -> Row:
     """A whole frame from a board, into a standing array and into a new one."""
-    rows = []
-    for name, task in CASES.items():
-        game, renderer = _started(task), task.renderer
-        board, looks, out = game.perception(), game.looks, np.zeros(renderer.shape, np.uint8)
-        copy, full, fresh = seconds(
-            _copy_s(renderer), lambda: renderer.draw(board, looks, out), lambda: renderer.draw(board, looks)
-        )
-        size = "x".join(map(str, renderer.shape[:2]))
-        rows.append(
-            {"what": f"frame {name} {size}", "us": full * 1e6, "fresh us": fresh * 1e6, "copyto us": copy * 1e6,
-             "full/copyto": full / copy, "fresh/copyto": fresh / copy}
-        )  # fmt: skip
-    return rows
+    game, renderer = _started(task), task.renderer
+    board, looks, out = game.perception(), game.looks, np.zeros(renderer.shape, np.uint8)
+    copy, full, fresh = seconds(
+        _copy_s(renderer), lambda: renderer.draw(board, looks, out), lambda: renderer.draw(board, looks)
+    )
+    return {
+        "what": f"frame {name} {renderer.shape[0]} px",
+        "us": full * 1e6,
+        "fresh us": fresh * 1e6,
+        "copyto us": copy * 1e6,
+        "full/copyto": full / copy,
+        "fresh/copyto": fresh / copy,
+    }
 
 
-def steps() -> list[Row]:
-    """Whole steps of the single Gymnasium environment: rules, legal actions, info, picture of 672 px (640 with patch 32).
+def steps(name: str, task: Task) -> Row:
+    """Whole steps of the single Gymnasium environment: rules, legal actions, info, picture.
 
     The actions are random legal ones, so that every step changes the board, chosen beforehand; resets are included.
     """
-    rows = []
-    for name, task in CASES.items():
-        seeds, actions = _playlist(task)
-        rates = {}
-        copy_s = seconds(_copy_s(task.renderer))[0]
-        for label, copy in (("fresh copy", True), ("standing frame", False)):
-            env = VLMGymEnv(task.name, perception=task.perception.as_dict(), copy=copy)
-            taken = []
-            for _ in range(5):
-                start = time.perf_counter()
-                for seed, played in zip(seeds, actions, strict=True):
-                    env.reset(seed=seed)
-                    for action in played:
-                        env.step(action)
-                taken.append(sum(map(len, actions)) / (time.perf_counter() - start))
-            rates[label] = float(np.median(taken))
-        rows.append(
-            {"what": f"steps/s {name}", "fresh copy": rates["fresh copy"], "standing frame": rates["standing frame"],
-             "copyto/s": 1 / copy_s}
-        )  # fmt: skip
-    return rows
+    seeds, actions = _playlist(task)
+    envs = [VLMGymEnv(task.name, perception=task.perception.as_dict(), copy=copy) for copy in (True, False)]
+    taken: list[list[float]] = [[], []]
+    for _ in range(5):
+        for env, rates in zip(envs, taken, strict=True):
+            start = time.perf_counter()
+            for seed, played in zip(seeds, actions, strict=True):
+                env.reset(seed=seed)
+                for action in played:
+                    env.step(action)
+            rates.append(sum(map(len, actions)) / (time.perf_counter() - start))
+    fresh, standing = (float(np.median(rates)) for rates in taken)
+    copies = 1 / seconds(_copy_s(task.renderer))[0]
+    return {"what": f"steps/s {name}", "fresh copy": fresh, "standing frame": standing, "copyto/s": copies}
 
 
 def _playlist(task: Task) -> tuple[list[int], list[list[int]]]:
     rng = np.random.default_rng(0)
-    game, seeds, actions, made = task.new_game(), [], [], 0
+    game, made = task.new_game(), 0
+    seeds: list[int] = []
+    actions: list[list[int]] = []
     while made < STEPS:
         seeds.append(seed_of("bench", len(seeds)))
         game.reset(seeds[-1])
@@ -143,28 +146,24 @@ def _playlist(task: Task) -> tuple[list[int], list[list[int]]]:
     return seeds, actions
 
 
-def vectors(num: int = 16, moves: int = 60) -> list[Row]:
+def vector(name: str, task: Task, num: int = 16, moves: int = 60) -> Row:
     """The vectorised environment with standing frames, random legal actions."""
-    rows = []
-    for name, task in CASES.items():
-        env = VLMGymVectorEnv(num, task.name, perception=task.perception.as_dict(), copy=False)
-        rng = np.random.default_rng(0)
-        taken = []
-        for seed in range(5):
-            _, info = env.reset(seed=seed * num)
-            spent = 0.0
-            for _ in range(moves):
-                chosen = [legal[int(rng.random() * len(legal))] if legal else 0 for legal in info["legal_actions"]]
-                start = time.perf_counter()
-                *_, info = env.step(np.array(chosen))
-                spent += time.perf_counter() - start
-            taken.append(num * moves / spent)
-        rows.append({"what": f"vector of {num}, steps/s {name}", "standing frame": float(np.median(taken))})
-    return rows
+    env = VLMGymVectorEnv(num, task.name, perception=task.perception.as_dict(), copy=False)
+    rng, taken = np.random.default_rng(0), []
+    for seed in range(5):
+        _, info = env.reset(seed=seed * num)
+        spent = 0.0
+        for _ in range(moves):
+            chosen = [legal[int(rng.random() * len(legal))] if legal else 0 for legal in info["legal_actions"]]
+            start = time.perf_counter()
+            *_, info = env.step(np.array(chosen))
+            spent += time.perf_counter() - start
+        taken.append(num * moves / spent)
+    return {"what": f"vector of {num}, steps/s {name}", "standing frame": float(np.median(taken))}
 
 
 def logic(num: int = 1024, moves: int = 100) -> list[Row]:
-    """Rules alone: 2048 in the vectorised path, uniform actions, boards that end are dealt anew; legal pairs of Shisen."""
+    """Rules alone: 2048 in the vectorised path with uniform actions and new deals; the legal pairs of Shisen-Sho."""
     task = Task.make("2048", reasoning={"horizon": 0})
     batch, rng = make_batch(task.new_game().__class__, task.reasoning, num), np.random.default_rng(0)
     for i in range(num):
@@ -181,7 +180,11 @@ def logic(num: int = 1024, moves: int = 100) -> list[Row]:
                 deals += 1
         taken.append(num * moves / (time.perf_counter() - start))
     rows: list[Row] = [
-        {"what": f"logic 2048, {num} boards", "steps/s": float(np.median(taken)), "legal share": legal / (5 * num * moves)}
+        {
+            "what": f"logic 2048, {num} boards",
+            "steps/s": float(np.median(taken)),
+            "legal share": legal / (5 * num * moves),
+        }
     ]
     for side in (6, 12):
         game = _started(Task.make("shisen", reasoning={"rows": side, "cols": side}))
@@ -190,8 +193,8 @@ def logic(num: int = 1024, moves: int = 100) -> list[Row]:
     return rows
 
 
-def pixel_values() -> list[Row]:
-    """Model inputs straight from a board, beside Hugging Face's processor; nothing where transformers is missing."""
+def pixel_values(name: str, task: Task) -> Row | None:
+    """Model inputs straight from a board, beside Hugging Face's processors; nothing where transformers is missing."""
     try:
         import torch
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -199,32 +202,34 @@ def pixel_values() -> list[Row]:
 
         from g1_ray.pixels import PixelValues
     except ImportError:
-        return []
+        return None
+    if task.perception.patch != 28:  # Qwen2-VL's processor would resize it
+        return None
     torch.set_num_threads(1)
-    rows = []
-    for name, task in CASES.items():
-        if task.perception.patch != 28:  # the size that Qwen2-VL's processor leaves alone
-            continue
-        game = _started(task)
-        board, looks = game.perception(), game.looks
-        frame = task.renderer.draw(board, looks)
-        fast, pil = Qwen2VLImageProcessor(), Qwen2VLImageProcessorPil()
-        ours = PixelValues(fast, task.renderer)
-        values, _ = ours(board, looks)
-        target = np.empty_like(values)
-        once, standing, copied, theirs, theirs_pil = seconds(
-            lambda: ours(board, looks),
-            lambda: ours(board, looks, out=target),
-            lambda: np.copyto(target, values),
-            lambda: fast(images=[frame], return_tensors="pt"),
-            lambda: pil(images=[frame], return_tensors="np"),
-        )
-        rows.append(
-            {"what": f"pixel_values {name}", "ms": once * 1e3, "standing ms": standing * 1e3, "copyto ms": copied * 1e3,
-             "transformers ms": theirs * 1e3, "pil ms": theirs_pil * 1e3, "times faster": theirs / once,
-             "standing, times faster": theirs / standing}
-        )  # fmt: skip
-    return rows
+    game = _started(task)
+    board, looks = game.perception(), game.looks
+    picture = task.renderer.draw(board, looks)
+    fast, pil = Qwen2VLImageProcessor(), Qwen2VLImageProcessorPil()
+    ours = PixelValues(fast, task.renderer)
+    values, _ = ours(board, looks)
+    target = np.empty_like(values)
+    fresh, standing, copied, theirs, theirs_pil = seconds(
+        lambda: ours(board, looks),
+        lambda: ours(board, looks, out=target),
+        lambda: np.copyto(target, values),
+        lambda: fast(images=[picture], return_tensors="pt"),
+        lambda: pil(images=[picture], return_tensors="np"),
+    )
+    return {
+        "what": f"pixel_values {name}",
+        "fresh ms": fresh * 1e3,
+        "standing ms": standing * 1e3,
+        "copyto ms": copied * 1e3,
+        "transformers ms": theirs * 1e3,
+        "its PIL one ms": theirs_pil * 1e3,
+        "times faster, fresh": theirs / fresh,
+        "times faster, standing": theirs / standing,
+    }
 
 
 if __name__ == "__main__":

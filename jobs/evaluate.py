@@ -48,12 +48,16 @@ def main(argv: list[str] | None = None) -> int:
         tasks = [dataclasses.replace(t, reasoning=dataclasses.replace(t.reasoning, horizon=0)) for t in tasks]
     seeds = range(args.seed, args.seed + args.runs)
     with ProcessPoolExecutor(args.workers) as pool:
-        table = [HEADER]
+        table: list[Sequence[str]] = [HEADER]
         for task in tasks:
             for player in args.players:
-                runs = list(pool.map(play, [task] * len(seeds), [player] * len(seeds), seeds, [args.moves] * len(seeds)))
+                runs = list(
+                    pool.map(play, [task] * len(seeds), [player] * len(seeds), seeds, [args.moves] * len(seeds))
+                )
                 table.append(row(task, player, runs))
-                print("  ".join(f"{cell:<24}" if i > 1 else f"{cell:<14}" for i, cell in enumerate(table[-1])), flush=True)
+                print(
+                    "  ".join(f"{cell:<24}" if i > 1 else f"{cell:<14}" for i, cell in enumerate(table[-1])), flush=True
+                )
                 if args.out:
                     keep(Path(args.out), task, player, runs, args.clips)
     if args.out:

@@ -53,10 +53,11 @@ def _short(values: object) -> str:
 
 def option_lines(options: type[Options]) -> str:
     """Every option with its default, meaning and bounds."""
-    return "\n".join(
-        f"  {f'{field.name}={field.default}':<18}{field.metadata['help']}{f' ({bounds(field)})' if bounds(field) else ''}"
-        for field in dataclasses.fields(options)
-    )
+    lines = []
+    for field in dataclasses.fields(options):
+        allowed = f" ({bounds(field)})" if bounds(field) else ""
+        lines.append(f"  {f'{field.name}={field.default}':<18}{field.metadata['help']}{allowed}")
+    return "\n".join(lines)
 
 
 def contact_sheet(spec: GameSpec) -> Image.Image:

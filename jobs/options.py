@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from envs import Perception, Task, game_spec
@@ -36,7 +36,7 @@ def axis(text: str, options: type[GameOptions] | type[Options]) -> int | Mapping
         return None
     if text.isdecimal():
         return int(text)
-    fields = {field.name: type(field.default) for field in dataclasses.fields(options)}
+    fields: dict[str, Callable[[str], Any]] = {f.name: type(f.default) for f in dataclasses.fields(options)}
     values: dict[str, Any] = {}
     for part in text.split(","):
         key, equals, value = part.strip().partition("=")
@@ -45,5 +45,5 @@ def axis(text: str, options: type[GameOptions] | type[Options]) -> int | Mapping
         try:
             values[key] = fields[key](value)
         except ValueError:
-            raise ValueError(f"{key} = {value!r}: expected {fields[key].__name__}") from None
+            raise ValueError(f"{key} = {value!r}: expected {getattr(fields[key], '__name__', '')}") from None
     return values

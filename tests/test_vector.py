@@ -42,7 +42,9 @@ def test_equals_sync_vector_env_over_episodes(name, observation):
         same(a, b)
         same(info, info_b)
         for _ in range(20):
-            actions = np.array([legal[int(rng.random() * len(legal))] if legal else 0 for legal in info["legal_actions"]])
+            actions = np.array(
+                [legal[int(rng.random() * len(legal))] if legal else 0 for legal in info["legal_actions"]]
+            )
             actions[rng.random(NUM) < 0.2] = int(rng.random() * fast.single_action_space.n)
             one, other = fast.step(actions), slow.step(actions)
             for x, y in zip(one, other, strict=True):

@@ -1,5 +1,6 @@
-"""Shisen-Sho: take away pairs of equal tiles that a path with at most two turns joins, through empty cells or around the
-outside of the board.
+"""Shisen-Sho: take away pairs of equal tiles that a path with at most two turns joins.
+
+The path runs through empty cells or around the outside of the board.
 
 How a path is found, for all pairs at once: number the rows with the two outside ones. From tile a, the rows that can be
 reached up and down its own column are a bit mask; so are those of tile b, and so are the rows in which nothing lies
@@ -36,7 +37,10 @@ class OptionsShisen(GameOptions):
     cols: int = option(6, "columns of the board", low=2, high=16)
     copies: int = option(4, "tiles of each kind on a board, an even number that divides rows * cols", low=2, high=16)
     kinds: int = option(
-        0, "kinds that boards are dealt from; each has rows * cols / copies of them; 0: no more than that", low=0, high=128
+        0,
+        "kinds that boards are dealt from; each has rows * cols / copies of them; 0: no more than that",
+        low=0,
+        high=128,
     )
 
     def __post_init__(self) -> None:
@@ -69,6 +73,7 @@ class ShisenSho(Game):
         super().__init__(options)
         self.rows, self.cols = self.options.rows, self.options.cols
         self.num_kinds = self.options.kinds
+        self.num_alike = self.options.copies
         self.actions = CellPairs(self.rows, self.cols)
         self._board: Board = np.zeros((self.rows, self.cols), np.uint8)
 
@@ -170,7 +175,12 @@ def _tables(rows: int, cols: int) -> _Tables:
     actions = CellPairs(rows, cols)
     cell_rows, cell_cols = np.divmod(np.arange(rows * cols), cols)
     return _Tables(
-        (actions.first, actions.second), (cell_rows, cell_cols), _reach(rows), _reach(cols), _between(rows), _between(cols)
+        (actions.first, actions.second),
+        (cell_rows, cell_cols),
+        _reach(rows),
+        _reach(cols),
+        _between(rows),
+        _between(cols),
     )
 
 

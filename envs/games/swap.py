@@ -102,10 +102,7 @@ class Swap(Game):
         return (self.rng.random(num) * self.num_kinds).astype(np.uint8) + np.uint8(1)
 
     def _find_legal(self) -> tuple[int, ...]:
-        """A board without a legal swap is shuffled until it has one."""
-        while not len(legal := legal_swaps(self._board)):
-            self._shuffle()
-        return tuple(legal.tolist())
+        return tuple(legal_swaps(self._board).tolist())
 
     def _apply(self, action: int) -> tuple[float, int]:
         self._board = swapped(self._board, *self.actions.cells(action))
@@ -116,6 +113,8 @@ class Swap(Game):
             self._board[matches] = 0
             drop(self._board)
             self._fill(calm=rounds >= CASCADE)
+        if not len(legal_swaps(self._board)):
+            self._shuffle()
         return 1.0, cleared
 
     def _fill(self, calm: bool) -> None:
@@ -200,7 +199,9 @@ def _swaps(rows: int, cols: int) -> _Swaps:
                 for source, ahead in ((here, step), (here + step, -step)):
                     new = source + ahead
                     sources.append(source)
-                    besides.append([new - side, new - 2 * side, new + side, new + 2 * side, new + ahead, new + 2 * ahead])
+                    besides.append(
+                        [new - side, new - 2 * side, new + side, new + 2 * side, new + ahead, new + 2 * ahead]
+                    )
     by_action = np.argsort(actions)
     order = np.stack([2 * by_action, 2 * by_action + 1], 1).ravel()
     return _Swaps(np.array(sources)[order], np.array(besides)[order].T.copy(), np.array(actions)[by_action])

@@ -64,9 +64,7 @@ class Colors(TileSet):
 
 
 def _regular(corners: int, turn: float) -> Points:
-    return [
-        (math.cos(math.tau * i / corners + turn), math.sin(math.tau * i / corners + turn)) for i in range(corners)
-    ]
+    return [(math.cos(math.tau * i / corners + turn), math.sin(math.tau * i / corners + turn)) for i in range(corners)]
 
 
 def _star() -> Points:
@@ -131,7 +129,8 @@ class Shapes(TileSet):
             side = px * _SMOOTH
             cos, sin = math.cos(tilt), math.sin(tilt)
             return [
-                (side * (0.5 + size * (x * cos - y * sin)), side * (0.5 + size * (x * sin + y * cos))) for x, y in points
+                (side * (0.5 + size * (x * cos - y * sin)), side * (0.5 + size * (x * sin + y * cos)))
+                for x, y in points
             ]
 
         draw.polygon(place(outline), fill=PALETTE[color][self._heldout])

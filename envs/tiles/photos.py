@@ -268,4 +268,3 @@ class Folder(TileSet):
             left, top = (image.width - side) // 2, (image.height - side) // 2
             square = image.convert("RGB").crop((left, top, left + side, top + side))
         return square.resize((px, px), Image.Resampling.LANCZOS).convert("RGBA")
-

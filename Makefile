@@ -1,0 +1,45 @@
+PYTHON ?= python3
+UV = .venv/bin/uv
+RUN = .venv/bin/python -m
+CODE = envs g1_ray jobs tests
+
+.PHONY: test install lint newest fuzz slow bench demo clean
+
+test: lint
+	$(RUN) pytest -n 2
+	$(MAKE) newest
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(RUN) pip install --quiet uv
+	$(UV) pip install --python .venv/bin/python -e '.[train,dev]' -c constraints.txt
+	touch $@
+
+lint: install
+	$(RUN) ruff check $(CODE)
+	$(RUN) ruff format --check $(CODE)
+	$(RUN) mypy envs g1_ray jobs
+
+# Ray pins Gymnasium, so the newest one has a venv of its own; it is looked for again every time.
+newest: install
+	test -d .venv-newest || $(UV) venv --python .venv/bin/python .venv-newest
+	$(UV) pip install --python .venv-newest/bin/python --upgrade -e . gymnasium pytest pytest-timeout hypothesis
+	.venv-newest/bin/python -m pytest tests/test_env.py tests/test_vector.py
+
+fuzz: install
+	$(RUN) pytest -m fuzz
+
+slow: install
+	$(RUN) pytest -m slow
+
+bench: install
+	$(RUN) jobs.bench envs
+
+demo: install
+	$(RUN) jobs evaluate --out runs/demo --clips
+
+clean:
+	rm -rf .venv .venv-newest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find $(CODE) -name __pycache__ -exec rm -rf {} +
