@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from envs.core import Board, Looks
@@ -18,11 +19,11 @@ _CACHE_BYTES = 1 << 30  # a cache that would grow beyond this is started anew
 
 
 class PixelValues:
-    """Makes from boards, bit for bit, what a Hugging Face image processor makes from their frames.
+    """Makes from boards of a renderer, bit for bit, what a Hugging Face image processor makes from their frames.
 
     The processor itself turns finished tiles into patches, each tile once; a frame is put together from copies of
-    these. Where the patches of a frame aren't those of its tiles (an offset board, tiles of broken patches) the
-    processor is given the whole frame instead.
+    these, which costs no more than copying a frame of finished patches. Where the patches of a frame aren't those of
+    its tiles (an offset board, tiles of broken patches) the processor is given the whole frame instead.
 
     `grid_thw` is (1, height, width) of a frame in patches, `shape` that of its pixel values. Raises `ValueError` where
     the processor would resize the frames of the renderer.
@@ -38,18 +39,20 @@ class PixelValues:
         features = channels * processor.temporal_patch_size * patch * patch
         self.shape = (self.grid_thw[1] * self.grid_thw[2], features)
         self.cached = not renderer.margin and renderer.px % block == 0
-        # A tile is `lines` lines of merged patches, each of them one opaque item: one memcpy.
+        # A tile is `lines` lines of merged patches, which lie together in a frame too: `line` floats each.
         self._lines = renderer.px // block if self.cached else 0
-        self._item = np.dtype((np.void, max(1, self._lines) * merge * merge * features * 4))
+        self._line = self._lines * merge * merge * features
         self._line_numbers = np.arange(self._lines)[:, None]
-        self._place_of = np.zeros(16, np.intp)  # by slot; 0: not made yet
+        self._place_of = np.zeros(16, np.int64)  # by slot; 0: not made yet
+        self._standing = np.empty(self.shape, np.float32)
         self._start_cache()
 
     def _start_cache(self) -> None:
         self._generation = self.renderer.generation
         self._place_of[:] = 0
         self._num_places = 1
-        self._cache = np.zeros((16, self._lines), self._item)
+        self._cache = np.zeros((16, self._lines, self._line), np.float32)
+        self._shown: NDArray[np.int64] | None = None  # [rows, cols] the places that are copied in the standing array
 
     def __call__(
         self, board: Board, looks: Looks, out: NDArray[np.float32] | None = None
@@ -69,35 +72,59 @@ class PixelValues:
             return out, self.grid_thw
         if out is None:
             out = np.empty(self.shape, np.float32)
-        # [rows, lines, cols] the item of the cache that each line of each tile is.
-        numbers = self._places(board, looks)[:, None] * self._lines + self._line_numbers
-        self._cache.ravel().take(numbers, out=out.ravel().view(self._item).reshape(numbers.shape), mode="clip")
+        self._fill(out, self._places(board, looks))
         return out, self.grid_thw
 
-    def _places(self, board: Board, looks: Looks) -> NDArray[np.intp]:
+    def show(self, board: Board, looks: Looks) -> tuple[NDArray[np.float32], tuple[int, int, int]]:
+        """The same in a standing array, where only tiles that changed since the last call are copied again.
+
+        It is the same array every time: for players that are done with one frame before they see the next.
+        """
+        if not self.cached:
+            return self(board, looks, self._standing)
+        places = self._places(board, looks)
+        changed = np.argwhere(places != self._shown).tolist() if self._shown is not None else []
+        if self._shown is None or 2 * len(changed) > places.size:
+            self._fill(self._standing, places)
+        else:
+            tiles = self._standing.reshape(self.renderer.rows, self._lines, self.renderer.cols, self._line)
+            for row, col in changed:
+                tiles[row, :, col] = self._cache[places[row, col]]
+        self._shown = places
+        return self._standing, self.grid_thw
+
+    def _fill(self, out: NDArray[np.float32], places: NDArray[np.int64]) -> None:
+        # [rows, lines, cols] the line of the cache that each line of each tile is.
+        numbers = places[:, None] * self._lines + self._line_numbers
+        # As fast as `np.take`, and on all the threads that Torch has.
+        lines, target = torch.from_numpy(self._cache.reshape(-1, self._line)), torch.from_numpy(out)
+        torch.index_select(lines, 0, torch.from_numpy(numbers.ravel()), out=target.view(-1, self._line))
+
+    def _places(self, board: Board, looks: Looks) -> NDArray[np.int64]:
         """[rows, cols] where in the cache the tiles are; those that are missing are made."""
         slots = self.renderer.slots(board, looks)
         if self._generation != self.renderer.generation:
             self._start_cache()
         if slots.max() >= len(self._place_of):
-            self._place_of = np.concatenate([self._place_of, np.zeros(slots.max() + 1, np.intp)])
-        places = self._place_of[slots]
+            self._place_of = np.concatenate([self._place_of, np.zeros(slots.max() + 1, np.int64)])
+        places: NDArray[np.int64] = self._place_of[slots]
         if places.all():
             return places
         missing = np.unique(slots[places == 0])
-        if (self._num_places + len(missing)) * self._lines * self._item.itemsize > _CACHE_BYTES:
+        if (self._num_places + len(missing)) * self._cache[0].nbytes > _CACHE_BYTES:
             self._start_cache()
             missing = np.unique(slots)
         self._add(missing)
-        return self._place_of[slots]
+        places = self._place_of[slots]
+        return places
 
     def _add(self, slots: NDArray[np.intp]) -> None:
         made = self._process([self.renderer.tile(slot) for slot in slots.tolist()])
         end = self._num_places + len(slots)
         if end > len(self._cache):
-            more = np.zeros((max(end - len(self._cache), len(self._cache)), self._lines), self._item)
+            more = np.zeros((max(end - len(self._cache), len(self._cache)), self._lines, self._line), np.float32)
             self._cache = np.concatenate([self._cache, more])
-        self._cache[self._num_places : end] = made.ravel().view(self._item).reshape(len(slots), self._lines)
+        self._cache[self._num_places : end] = made.reshape(len(slots), self._lines, self._line)
         self._place_of[slots] = np.arange(self._num_places, end)
         self._num_places = end
 

@@ -47,6 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.moves:  # the run has its own length; boards end only by their rules
         tasks = [dataclasses.replace(t, reasoning=dataclasses.replace(t.reasoning, horizon=0)) for t in tasks]
     seeds = range(args.seed, args.seed + args.runs)
+    if args.out:
+        Path(args.out).mkdir(parents=True, exist_ok=True)
+        (Path(args.out) / "runs.jsonl").write_text("")
     with ProcessPoolExecutor(args.workers) as pool:
         table: list[Sequence[str]] = [HEADER]
         for task in tasks:
@@ -81,7 +84,6 @@ def row(task: Task, player: str, runs: Sequence[Run]) -> tuple[str, ...]:
 
 def keep(folder: Path, task: Task, player: str, runs: Sequence[Run], clips: bool) -> None:
     """Appends the raw runs, enough to play each again, and animates the first."""
-    folder.mkdir(parents=True, exist_ok=True)
     with (folder / "runs.jsonl").open("a") as file:
         for run in runs:
             file.write(json.dumps({"task": task.to_json(), "player": player, **dataclasses.asdict(run)}) + "\n")

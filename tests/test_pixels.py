@@ -3,16 +3,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs.core import Game
-from envs.task import Task
-from g1_ray import pixels
-from g1_ray.pixels import PixelValues
-
 pytest.importorskip("transformers")
 pytest.importorskip("torchvision")
 
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil  # noqa: E402
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor  # noqa: E402
+
+from envs.core import Game  # noqa: E402
+from envs.task import Task  # noqa: E402
+from g1_ray import pixels  # noqa: E402
+from g1_ray.pixels import PixelValues  # noqa: E402
 
 PROCESSORS = [Qwen2VLImageProcessor, Qwen2VLImageProcessorPil]
 QWEN3 = {"patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "min_pixels": 65536, "max_pixels": 16777216}
@@ -46,6 +46,7 @@ def check(values: PixelValues, task: Task, steps: int = 8) -> None:
             assert got.tobytes() == want.tobytes()
             assert values(game.perception(), game.looks, out)[0] is out
             assert out.tobytes() == want.tobytes()
+            assert values.show(game.perception(), game.looks)[0].tobytes() == want.tobytes()
             if game.over:
                 break
             game.step(game.oracle())
