@@ -262,7 +262,7 @@ class Batch2048(Batch):
         unpack_rng(game.rng, self._fetched_from[index])
         rng.advance(int(self._next_draw[index]))
         game.looks, game._flat = self.looks[index], self.boards[index].tobytes()
-        game.score, game.moves, game.over = self.scores[index], self.moves[index], self._over[index]
+        game.score, game.moves, game.over = float(self.scores[index]), int(self.moves[index]), bool(self._over[index])
         return game.snapshot()
 
     def _refresh(self) -> None:

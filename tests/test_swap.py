@@ -1,0 +1,135 @@
+"""Swap: legal swaps against trying them all, boards that always stand ready, the oracle."""
+
+import numpy as np
+import pytest
+
+from envs.answers import CellPairs
+from envs.games.swap import OptionsSwap, Swap, drop, legal_swaps, standing_matches, swapped
+
+
+def runs(board):
+    """Whether three equal tiles stand side by side anywhere."""
+    lines = [*board.tolist(), *board.T.tolist()]
+    return any(a == b == c != 0 for line in lines for a, b, c in zip(line, line[1:], line[2:], strict=False))
+
+
+def tried_swaps(board):
+    rows, cols = board.shape
+    pairs, found = CellPairs(rows, cols), []
+    for a in range(rows * cols):
+        for b in (a + 1, a + cols):
+            neighbours = b < rows * cols and (b == a + cols or b % cols > 0)
+            if neighbours and runs(swapped(board, a, b)):
+                found.append(pairs.action(a, b))
+    return sorted(found)
+
+
+SETTINGS = [(8, 8, 12), (8, 8, 4), (4, 4, 4), (5, 7, 6), (16, 16, 4), (12, 12, 18)]
+
+
+@pytest.mark.parametrize("rows, cols, kinds", SETTINGS)
+def test_boards_stand_ready_at_every_moment(rows, cols, kinds):
+    game, rng = Swap(OptionsSwap(rows=rows, cols=cols, kinds=kinds, horizon=0)), np.random.default_rng(0)
+    for seed in range(3):
+        game.reset(seed)
+        for move in range(60):
+            board = game.perception()
+            assert board.min() >= 1 and board.max() <= kinds and not runs(board)
+            legal = game.legal_actions()
+            assert legal
+            if move % 10 == 0:
+                assert list(legal) == tried_swaps(board)
+            outcome = game.step(legal[int(rng.random() * len(legal))])
+            assert outcome.legal and outcome.gain == 1 and outcome.cleared >= 3 and not game.over
+
+
+def test_matches_are_all_tiles_of_runs_of_three_or_more():
+    board = np.array([[1, 1, 1, 2], [3, 2, 1, 2], [3, 4, 1, 2], [3, 4, 0, 0]], np.uint8)
+    expected = np.array([[1, 1, 1, 1], [1, 0, 1, 1], [1, 0, 1, 1], [1, 0, 0, 0]], bool)
+    assert (standing_matches(board) == expected).all()
+    assert not standing_matches(np.zeros((4, 4), np.uint8)).any()
+
+
+def test_tiles_fall_in_their_columns_and_keep_their_order():
+    board = np.array([[1, 0, 3], [0, 2, 0], [4, 0, 5]], np.uint8)
+    drop(board)
+    assert board.tolist() == [[0, 0, 0], [1, 0, 3], [4, 2, 5]]
+
+
+def test_what_is_not_matched_falls_and_only_the_top_is_new():
+    game = Swap()
+    for seed in range(60):
+        game.reset(seed)
+        before, action = game.perception(), game.legal_actions()[0]
+        after = swapped(before, *game.actions.cells(action))
+        gone = standing_matches(after)
+        outcome = game.step(action)
+        if outcome.cleared != gone.sum():
+            continue  # a cascade or a shuffle moves more
+        for col in range(8):
+            kept = after[:, col][~gone[:, col]]
+            landed = game.perception()[8 - len(kept) :, col]
+            if not (landed == kept).all():
+                break
+        else:
+            return
+    pytest.fail("no plain fall in 60 boards")
+
+
+def test_a_board_without_a_swap_is_shuffled(monkeypatch):
+    game = Swap(OptionsSwap(kinds=16, horizon=0))
+    shuffles, rng = [], np.random.default_rng(0)
+    plain = Swap._shuffle
+
+    def counted(self):
+        tiles = np.sort(self._board.ravel())
+        plain(self)
+        shuffles.append((np.sort(self._board.ravel()) == tiles).all())
+
+    monkeypatch.setattr(Swap, "_shuffle", counted)
+    for seed in range(10):
+        game.reset(seed)
+        for _ in range(40):
+            legal = game.legal_actions()
+            game.step(legal[int(rng.random() * len(legal))])
+            assert game.legal_actions() and not runs(game.perception())
+    assert len(shuffles) > 3 and np.mean(shuffles) > 0.5  # mostly the same tiles in another order
+
+
+def test_a_long_cascade_is_ended_calmly(monkeypatch):
+    monkeypatch.setattr("envs.games.swap.CASCADE", 1)
+    game, rng = Swap(OptionsSwap(rows=16, cols=16, kinds=4, horizon=0)), np.random.default_rng(0)
+    game.reset(0)
+    for _ in range(50):
+        legal = game.legal_actions()
+        game.step(legal[int(rng.random() * len(legal))])
+        assert not runs(game.perception()) and game.perception().min() >= 1
+
+
+def test_the_oracle_makes_a_match_on_every_board_and_a_large_one():
+    game = Swap()
+    cleared = {"oracle": [], "first": []}
+    for seed in range(200):
+        game.reset(seed)
+        first = game.fork().step(game.legal_actions()[0])
+        outcome = game.step(game.oracle())
+        assert outcome.legal and outcome.gain == 1
+        cleared["oracle"].append(outcome.cleared)
+        cleared["first"].append(first.cleared)
+    assert np.mean(cleared["oracle"]) > np.mean(cleared["first"])
+
+
+def test_a_goal_wins():
+    game = Swap(OptionsSwap(goal=3))
+    game.reset(0)
+    outcomes = [game.step(game.oracle()) for _ in range(3)]
+    assert [outcome.success for outcome in outcomes] == [False, False, True] and outcomes[-1].terminated
+
+
+def test_legal_swaps_need_no_board_of_one_size():
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        rows, cols = rng.integers(4, 9, 2)
+        game = Swap(OptionsSwap(rows=int(rows), cols=int(cols), kinds=4))
+        game.reset(int(rng.integers(1000)))
+        assert legal_swaps(game.perception()).tolist() == tried_swaps(game.perception())
