@@ -67,6 +67,8 @@ class Game(ABC):
     cols: int
     num_kinds: int
     actions: ActionFormat
+    endless: bool = False
+    """Whether an episode can go on for ever where there is no horizon."""
     num_alike: int = 1
     """Tiles of one kind on a board that have to be different photos of it, where the tiles are photos."""
 

@@ -82,9 +82,9 @@ def register_game(spec: GameSpec) -> None:
 
 
 def game_spec(name: str) -> GameSpec:
-    """The game of that name. `module:name` imports a module first, for games that live elsewhere."""
+    """The game of that name. `module:name` imports the module that registers it, for games that live elsewhere."""
     module, _, name = name.rpartition(":")
-    if module:
+    if module and name not in _SPECS:
         importlib.import_module(module)
     if name not in _SPECS:
         raise ValueError(f"unknown game {name!r}{nearest(name, _SPECS)}")
@@ -159,8 +159,11 @@ class Task:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The task that `to_json` wrote."""
+        """The task that `to_json` wrote. Unlike `make`, it imports nothing: data does not say which code to run."""
         values = json.loads(text)
+        name = values["game"].rpartition(":")[2]
+        if name not in _SPECS:
+            raise ValueError(f"unknown game {name!r}{nearest(name, _SPECS)}; import the module that registers it first")
         return cls.make(values["game"], reasoning=values["reasoning"], perception=values["perception"])
 
 
@@ -171,6 +174,8 @@ def _merge(
         if not 0 <= axis < len(levels):
             raise ValueError(f"{name} = {axis}: levels are 0 to {len(levels) - 1}")
         axis = levels[axis]
+    if not isinstance(axis, Mapping | None):
+        raise ValueError(f"{name} = {axis!r}: expected a level or options by name")
     return {**own, **preset, **(axis or {})}
 
 

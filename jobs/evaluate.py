@@ -42,8 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.clips and not args.out:
         raise ValueError("--clips needs --out")
     tasks = [task_of(name, args.preset, args.reasoning, args.perception) for name in args.games]
-    if not args.moves and any(task.reasoning.horizon == 0 and task.name == "swap" for task in tasks):
-        raise ValueError("swap with horizon=0 never ends: give --moves or a horizon")
+    for task in tasks:
+        if not args.moves and not task.reasoning.horizon and task.new_game().endless:
+            raise ValueError(f"{task.name} with horizon=0 never ends: give --moves or a horizon")
     if args.moves:  # the run has its own length; boards end only by their rules
         tasks = [dataclasses.replace(t, reasoning=dataclasses.replace(t.reasoning, horizon=0)) for t in tasks]
     seeds = range(args.seed, args.seed + args.runs)
@@ -52,21 +53,25 @@ def main(argv: list[str] | None = None) -> int:
         (Path(args.out) / "runs.jsonl").write_text("")
     with ProcessPoolExecutor(args.workers) as pool:
         table: list[Sequence[str]] = [HEADER]
+        print(line(HEADER))
         for task in tasks:
             for player in args.players:
                 runs = list(
                     pool.map(play, [task] * len(seeds), [player] * len(seeds), seeds, [args.moves] * len(seeds))
                 )
                 table.append(row(task, player, runs))
-                print(
-                    "  ".join(f"{cell:<24}" if i > 1 else f"{cell:<14}" for i, cell in enumerate(table[-1])), flush=True
-                )
+                print(line(table[-1]), flush=True)
                 if args.out:
                     keep(Path(args.out), task, player, runs, args.clips)
     if args.out:
         (Path(args.out) / "table.md").write_text(markdown(table))
         print(f"wrote {Path(args.out) / 'table.md'}")
     return 0
+
+
+def line(cells: Sequence[str]) -> str:
+    """A line of the table for the terminal."""
+    return "  ".join(f"{cell:<14}" if i < 2 else f"{cell:<26}" for i, cell in enumerate(cells)).rstrip()
 
 
 def row(task: Task, player: str, runs: Sequence[Run]) -> tuple[str, ...]:

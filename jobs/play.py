@@ -28,6 +28,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.seed < 0:
         raise ValueError(f"--seed {args.seed}: must be 0 or more")
     task = task_of(args.name, args.preset, args.reasoning, args.perception)
+    if args.player and not task.reasoning.horizon and task.new_game().endless:
+        raise ValueError(f"{args.name} with horizon=0 never ends: give a horizon")
     run = watch(task, args.player, args.seed) if args.player else by_hand(task, args.seed)
     if args.save:
         save_clip(task, run, args.save, args.player or "you")

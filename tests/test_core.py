@@ -1,9 +1,14 @@
 """What holds for every game: seeds, snapshots, forks, illegal moves, ends, tasks and states."""
 
+import dataclasses
 import pickle
+import sys
+import random
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from envs import GameOptions, State, Task, game_names, game_spec, register_game
 
@@ -205,9 +210,178 @@ def test_options_out_of_bounds_are_named(name, reasoning, message):
         Task.make(name, reasoning=reasoning)
 
 
+def test_data_does_not_say_which_code_to_run():
+    text = Task.make("2048").to_json()
+    assert Task.from_json(text.replace('"2048"', '"this:2048"')).new_game().rows == 4
+    assert "this" not in sys.modules
+    with pytest.raises(ValueError, match="unknown game 'zen'.*import the module"):
+        Task.from_json(text.replace('"2048"', '"this:zen"'))
+    assert "this" not in sys.modules
+    with pytest.raises(ValueError, match="expected a level or options"):
+        Task.make("2048", reasoning="2")
+
+
 def test_a_name_is_registered_once():
     spec = game_spec("2048")
     register_game(spec)  # the same again is fine
     with pytest.raises(ValueError, match="registered already"):
         register_game(type(spec)("2048", spec.game_type, "another"))
     assert GameOptions.parse({}).horizon == 100
+
+
+def one_move_from_winning(name):
+    """A game whose next move by the oracle wins."""
+    game = started(name, reasoning={"2048": {"goal": 16, "horizon": 0}, "swap": {"goal": 3}}.get(name))
+    while not game.fork().step(game.oracle()).success:
+        game.step(game.oracle())
+    return game
+
+
+@pytest.mark.parametrize("name", game_names())
+def test_forks_of_a_winning_move_are_equal(name):
+    game = one_move_from_winning(name)
+    action, before = game.oracle(), game.snapshot()
+    forks = [game.fork() for _ in range(5)]
+    results = {(fork.step(action), fork.snapshot()) for fork in forks}
+    assert len(results) == 1 and game.snapshot() == before and not game.over
+    outcome, after = results.pop()
+    assert outcome.success and outcome.terminated and not outcome.truncated
+    won = game.fork()
+    won.restore(after)
+    assert won.over and won.legal_actions() == () and won.snapshot() == after
+    with pytest.raises(RuntimeError):
+        won.step(action)
+    assert won.snapshot() == after
+
+
+@pytest.mark.parametrize("name, level", GAMES)
+def test_playing_a_fork_leaves_the_game_alone(name, level):
+    game, rng = started(name, 6, reasoning=level), np.random.default_rng(2)
+    for _ in range(6):
+        before, legal, fork = game.snapshot(), game.legal_actions(), game.fork()
+        future(fork, rng, 4)
+        assert game.snapshot() == before and game.legal_actions() == legal
+        game.step(legal[0])
+        assert fork.snapshot() != game.snapshot()
+
+
+@pytest.mark.parametrize("name", game_names())
+def test_an_illegal_last_move_ends_the_episode_and_changes_nothing_else(name):
+    for action in (None, -1):
+        game = started(name, 1, reasoning={"horizon": 2})
+        board, rng_at = game.perception(), game.rng.bit_generator.state
+        assert game.step(action) == (False, 0.0, 0, False, False, False)
+        assert game.step(action) == (False, 0.0, 0, False, True, False)
+        assert (game.perception() == board).all() and game.rng.bit_generator.state == rng_at
+        assert (game.moves, game.score, game.over) == (2, 0, True)
+
+
+@pytest.mark.parametrize("name", game_names())
+def test_a_horizon_of_0_never_cuts_an_episode_off(name):
+    game = started(name, reasoning={"horizon": 0})
+    for _ in range(500):
+        assert not game.step(None).truncated
+    assert game.moves == 500 and not game.over
+
+
+@pytest.mark.parametrize("name", game_names())
+def test_a_step_is_not_moved_by_generators_outside_the_game(name):
+    a, b = started(name, 4), started(name, 4)
+    random_state, numpy_state = random.getstate(), np.random.get_state()[1].copy()
+    trail = future(a, np.random.default_rng(0))
+    assert random.getstate() == random_state and (np.random.get_state()[1] == numpy_state).all()
+    random.seed(1)
+    np.random.seed(1)
+    assert future(b, np.random.default_rng(0)) == trail
+
+
+@pytest.mark.parametrize("name", game_names())
+def test_snapshots_of_another_game_are_refused(name):
+    for other in game_names():
+        side = {"size": 7} if name == "2048" else {"rows": 8, "cols": 14}
+        game, data = started(name, reasoning=side), started(other, 1).snapshot()
+        before = game.snapshot()
+        with pytest.raises(ValueError, match="not a snapshot|not a board"):
+            game.restore(data)
+        assert game.snapshot() == before
+
+
+@pytest.mark.parametrize("name", game_names())
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_bytes_are_refused_or_restored_whole(name, data):
+    game = started(name, 2)
+    good = game.snapshot()
+    garbage = bytearray(good)
+    for at, value in data.draw(st.lists(st.tuples(st.integers(0, len(good) - 1), st.integers(0, 255)), max_size=4)):
+        garbage[at] = value
+    garbage[13] &= 1  # the end of the episode, yes or no
+    del garbage[data.draw(st.one_of(st.just(len(good)), st.integers(0, len(good)))) :]
+    if data.draw(st.integers(0, 3)) == 0:
+        garbage += data.draw(st.binary(max_size=3))
+    try:
+        game.restore(bytes(garbage))
+    except ValueError:
+        assert game.snapshot() == good
+    else:
+        assert game.snapshot() == bytes(garbage) and len(garbage) == len(good)
+
+
+@pytest.mark.parametrize("name", game_names())
+def test_broken_states_are_refused_with_a_value_error(name):
+    task, rng = Task.make(name), np.random.default_rng(0)
+    good, refused = State.of(task, started(name)).to_bytes(), 0
+    for _ in range(400):
+        bad = bytearray(good)
+        for at in rng.integers(len(bad), size=3).tolist():
+            bad[at] = int(rng.integers(256))
+        try:
+            assert State.from_bytes(bytes(bad)).game().rows
+        except ValueError:
+            refused += 1
+    assert refused > 200
+
+
+@pytest.mark.parametrize("name", game_names())
+def test_every_bound_of_every_option_is_kept_and_named(name):
+    task = Task.make(name)
+    for axis, options in (("reasoning", task.reasoning), ("perception", task.perception)):
+        for field in dataclasses.fields(options):
+            low, high, choices = (field.metadata[key] for key in ("low", "high", "choices"))
+            beyond = [low - 1] if low is not None else []
+            beyond += [high + 1] if high is not None else []
+            beyond += ["no such one"] if choices else []
+            for value in [*beyond, []]:
+                with pytest.raises(ValueError, match=rf"^{name}: (.*; )?{field.name} = "):
+                    Task.make(name, **{axis: {field.name: value}})
+
+
+@pytest.mark.parametrize(
+    "name, make, message",
+    [
+        ("shisn", {}, "unknown game 'shisn'; did you mean 'shisen'"),
+        ("2048", {"preset": "papr"}, "2048: unknown preset 'papr'; did you mean 'paper'"),
+        ("2048", {"reasoning": {"sizee": 4}}, "unknown option 'sizee'; did you mean 'size'"),
+        ("swap", {"perception": {"tile": "shapes"}}, "unknown option 'tile'; did you mean 'tiles'"),
+        ("swap", {"perception": {"tiles": "shape"}}, "tiles = 'shape'.*did you mean 'shapes'"),
+        ("swap", {"perception": {"rotation": float("nan")}}, "rotation = nan: must be 0.0 to 45.0"),
+        ("2048", {"reasoning": 4}, "reasoning = 4: levels are 0 to 3"),
+        ("2048", {"reasoning": -1}, "reasoning = -1: levels are 0 to 3"),
+        ("2048", {"perception": 4}, "perception = 4: levels are 0 to 3"),
+        ("swap", {"perception": {"tiles": "colors", "colors": 3}}, "3 kinds, and this game needs 4"),
+    ],
+)
+def test_errors_name_the_value_and_the_nearest_right_one(name, make, message):
+    with pytest.raises(ValueError, match=message):
+        Task.make(name, **make)
+
+
+@pytest.mark.parametrize("name, level", GAMES)
+def test_a_pickled_task_plays_and_draws_the_same(name, level):
+    task = Task.make(name, reasoning=level, perception=2)
+    copy = pickle.loads(pickle.dumps(task))
+    game, twin = task.new_game(), copy.new_game()
+    game.reset(5)
+    twin.reset(5)
+    assert hash(copy) == hash(task) and game.snapshot() == twin.snapshot()
+    assert (task.draw(game) == copy.draw(twin)).all()

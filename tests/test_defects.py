@@ -1,9 +1,11 @@
 """The defects of the original environments (numbered as in our notes on its code): each test is one it would fail."""
 
+import random
+
 import numpy as np
 import pytest
 
-from envs import Codec, Task, VLMGymEnv, reward_table
+from envs import Codec, State, Task, VLMGymEnv, reward_table
 from envs.games.g2048 import Game2048
 from envs.tiles.drawn import SHAPE_NAMES, Shapes
 
@@ -173,3 +175,102 @@ def test_d19_pictures_show_the_board_alone_and_the_action_space_is_what_step_tak
         action = env.action_space.sample()
         assert env.action_space.contains(action)
         env.step(action)
+
+
+@pytest.mark.parametrize("name", ["2048", "shisen", "swap"])
+def test_d2_actions_off_the_action_space_change_nothing(name):
+    """They wrapped around to another tile and could earn the reward."""
+    game = started(name)
+    board = game.perception()
+    for action in (game.actions.num, -1, *(a + game.actions.num for a in game.legal_actions()), 1297, 6**4 + 1):
+        if action in game.legal_actions():
+            continue
+        outcome = game.step(action)
+        assert not outcome.legal and outcome.gain == 0 and (game.perception() == board).all()
+
+
+def test_d5_128_and_128_make_256_in_a_batch_too():
+    """Under NumPy 2, 128 + 128 overflowed: no reward, a blank tile, perception '0'."""
+    game = started("2048")
+    data = game.snapshot()[:-16] + bytes([7, 7, *[0] * 14])
+    batch = Game2048.batch_type(game.options, 2)
+    for i in range(2):
+        batch.restore(i, data)
+    outcomes = batch.step(np.array([1, 3]))
+    assert outcomes.gain.tolist() == [256, 256] and batch.scores.tolist() == [256, 256]
+    assert batch.boards[0, 0, 3] == batch.boards[1, 0, 0] == 8
+
+
+def test_d7_photos_of_training_and_evaluation_differ():
+    """Training images were used for evaluation too."""
+    pictures = []
+    for split in ("train", "heldout"):
+        tiles = Task.make("shisen-photos", perception={"split": split}).renderer.look.tiles
+        pictures.append({tiles.draw(1, i, 28).tobytes() for i in range(tiles.num_pictures(1))})
+    assert len(pictures[0]) == len(pictures[1]) == 64 and not pictures[0] & pictures[1]
+
+
+@pytest.mark.parametrize("name", ["2048", "shisen", "shisen-photos", "swap"])
+def test_d8_generators_of_the_process_do_not_count(name):
+    """Boards came from the global generator of `random`."""
+    boards = set()
+    for seed in range(3):
+        random.seed(seed)
+        np.random.seed(seed)
+        game = started(name, 0)
+        for _ in range(5):
+            game.step(game.legal_actions()[0])
+        boards.add(game.snapshot())
+    assert len(boards) == 1
+
+
+@pytest.mark.parametrize("name", ["2048", "shisen", "shisen-photos", "swap"])
+def test_d9_a_good_episode_is_saved_and_restored_at_every_depth(name):
+    """Start states were those of random play: hardly a tile gone, no tile above 64, Swap on fresh boards only."""
+    task = Task.make(name)
+    game = task.new_game()
+    game.reset(0)
+    states, largest, fewest = [], 0, game.perception().size
+    while not game.over:
+        board = game.perception()
+        largest, fewest = max(largest, int(board.max())), min(fewest, np.count_nonzero(board))
+        states.append((State.of(task, game).to_bytes(), game.snapshot()))
+        game.step(game.oracle())
+    last = game.snapshot()
+    assert {"2048": largest > 6, "swap": game.score == 100}.get(name, fewest == 2)
+    for saved, snapshot in states:
+        twin = State.from_bytes(saved).game()
+        assert twin.snapshot() == snapshot and not twin.over and twin.legal_actions()
+    while not twin.over:
+        twin.step(twin.oracle())
+    assert twin.snapshot() == last
+
+
+@pytest.mark.parametrize("name", ["2048", "shisen", "shisen-photos", "swap"])
+def test_d19_different_boards_have_different_pictures_everywhere(name):
+    """Part of each picture was constant text; a tile could be drawn blank."""
+    task = Task.make(name)
+    game, px = task.new_game(), task.renderer.px
+    for seed in range(3):
+        game.reset(seed)
+        board, frame = game.perception(), task.draw(game)
+        assert frame.shape == (game.rows * px, game.cols * px, 3)  # nothing but cells
+        for row in range(game.rows):
+            for col in range(game.cols):
+                other = board.copy()
+                other[row, col] = (board[row, col] + 1) % (game.num_kinds + 1)
+                changed = (task.renderer.draw(other, game.looks) != frame).any(-1)
+                assert changed[row * px : (row + 1) * px, col * px : (col + 1) * px].sum() > 20
+                changed[row * px : (row + 1) * px, col * px : (col + 1) * px] = False
+                assert not changed.any()
+
+
+@pytest.mark.parametrize("name", ["2048", "shisen", "shisen-photos", "swap"])
+def test_d19_no_two_kinds_look_alike(name):
+    """The 256 tile was drawn like an empty cell."""
+    task = Task.make(name)
+    game = task.new_game()
+    game.reset(0)
+    shape = (game.rows, game.cols)
+    frames = {task.renderer.draw(np.full(shape, k, np.uint8), game.looks).tobytes() for k in range(game.num_kinds + 1)}
+    assert len(frames) == game.num_kinds + 1

@@ -22,13 +22,25 @@ def invariant(name, game):
     return int(counts.sum()) + 2 * int(game.score)  # a pair for every point
 
 
-def play_hostile(name, num, seed):
-    """`num` actions, most of them nonsense; returns how many were legal."""
-    game, rng = Task.make(name).new_game(), random.Random(seed)
+def deep_invariant(task, game):
+    """What costs more to check: a restored copy is the same game, with the same choices and the same next move."""
+    data, twin = game.snapshot(), task.new_game()
+    twin.restore(data)
+    assert twin.snapshot() == data and twin.legal_actions() == game.legal_actions()
+    if not game.over:
+        other, action = game.fork(), game.legal_actions()[0]
+        assert (
+            twin.step(action) == other.step(action) and twin.snapshot() == other.snapshot() and game.snapshot() == data
+        )
+
+
+def play_hostile(task, num_actions, seed):
+    """`num_actions` actions, most of them nonsense; returns how many were legal."""
+    name, game, rng = task.name, task.new_game(), random.Random(seed)
     size, legal_moves, deals = game.actions.num, 0, 0
     game.reset(seed)
     before = invariant(name, game)
-    for _ in range(num):
+    for number in range(num_actions):
         if game.over:
             deals += 1
             game.reset(seed + 10**6 * deals)
@@ -36,7 +48,7 @@ def play_hostile(name, num, seed):
         legal = game.legal_actions()
         draw = rng.random()
         if draw < 0.2:
-            action = rng.choice(legal)
+            action = rng.choice((int, np.int64, np.int32, np.intp))(rng.choice(legal))
         elif draw < 0.7:
             action = rng.randrange(size)
         elif draw < 0.9:
@@ -54,17 +66,29 @@ def play_hostile(name, num, seed):
             before = after
         else:
             assert outcome[1:3] == (0, 0) and (game.over or game.legal_actions() is legal)
+        if number % 50 == 0:
+            deep_invariant(task, game)
     assert invariant(name, game) == before
     return legal_moves
 
 
 @pytest.mark.parametrize("name", game_names())
 def test_hostile_actions(name):
-    assert play_hostile(name, 20_000, 0) > 3000
+    assert play_hostile(Task.make(name), 20_000, 0) > 3000
+
+
+@pytest.mark.parametrize("name, level", [(name, level) for name in game_names() for level in (0, 2, 3)])
+def test_hostile_actions_at_other_levels(name, level):
+    assert play_hostile(Task.make(name, reasoning=level), 2000, level) > 300
+
+
+def test_hostile_actions_up_to_a_goal():
+    assert play_hostile(Task.make("2048", reasoning={"goal": 32, "horizon": 0}), 5000, 2) > 1000
+    assert play_hostile(Task.make("swap", reasoning={"goal": 5, "horizon": 0}), 5000, 2) > 800
 
 
 @pytest.mark.fuzz
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("name", game_names())
 def test_a_million_hostile_actions(name):
-    assert play_hostile(name, 1_000_000, 1) > 150_000
+    assert play_hostile(Task.make(name), 1_000_000, 1) > 150_000

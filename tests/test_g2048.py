@@ -1,12 +1,13 @@
 """2048: the rules against a plain reference, one board against many, the oracle."""
 
+import itertools
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
 
 from envs import Task
-from envs.games.g2048 import Batch2048, Game2048, Options2048, expectimax, slide_line
+from envs.games.g2048 import Batch2048, Game2048, Options2048, expectimax, slide_all, slide_line
 
 
 def reference_line(line, cap):
@@ -169,3 +170,70 @@ def test_the_oracle_reaches_2048_in_most_of_50_games():
         tiles = list(pool.map(largest_tile, range(50)))
     print(dict(zip(*np.unique(tiles, return_counts=True), strict=True)))
     assert sum(tile >= 2048 for tile in tiles) > 25
+
+
+@pytest.mark.parametrize("cap", [3, 17])
+def test_every_short_line_slides_as_in_the_reference(cap):
+    for length in (2, 3, 4, 5):
+        for line in itertools.product(range(5), repeat=length):
+            if max(line) > cap:
+                continue
+            front, back, gain, merges = slide_line(bytes(line), cap)
+            assert (list(front), gain, merges) == reference_line(line, cap)
+            assert (list(back)[::-1], gain, merges) == reference_line(line[::-1], cap)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 8])
+def test_all_boards_at_once_slide_as_in_the_reference(size):
+    rng = np.random.default_rng(size)
+    low = rng.integers(1, 16, 120)
+    boards = (low + rng.integers(0, 3, (size, size, 120))) * (rng.random((size, size, 120)) < rng.random(120))
+    after, gains, merges, legal = slide_all(boards.astype(np.uint8), 17)
+    for i in range(120):
+        for action in range(4):
+            moved, gain, count = reference_move(boards[:, :, i], action, 17)
+            assert (after[action, :, :, i] == moved).all() and legal[action, i] == (moved != boards[:, :, i]).any()
+            assert (gains[action, i], merges[action, i]) == (gain, count)
+
+
+@pytest.mark.parametrize("size, goal", [(4, 0), (4, 65536), (8, 0), (3, 0)])
+def test_both_implementations_agree_on_boards_of_large_tiles(size, goal):
+    options, num, rng = Options2048(size=size, goal=goal, horizon=0), 40, np.random.default_rng(3)
+    batch, games = Batch2048(options, num), [Game2048(options) for _ in range(num)]
+    top, ends = games[0].num_kinds, 0
+    for i, game in enumerate(games):
+        game.reset(i)
+        board = rng.integers(top - 3, top + (not goal), size * size) * (rng.random(size * size) < 0.8)
+        data = game.snapshot()[: -size * size] + board.astype(np.uint8).tobytes()
+        game.restore(data)
+        batch.restore(i, data)
+    for _ in range(60):
+        live = np.array([not game.over for game in games])
+        actions = rng.integers(0, 4, num)
+        outcomes = batch.step(actions, live)
+        for i in np.flatnonzero(live).tolist():
+            assert tuple(field[i] for field in outcomes) == tuple(games[i].step(int(actions[i])))
+            ends += outcomes.terminated[i]
+        assert [batch.snapshot(i) for i in range(num)] == [game.snapshot() for game in games]
+    assert ends or size == 8
+
+
+def test_the_largest_tiles_of_a_full_board_end_the_game():
+    """Two equal tiles side by side are no move where their kind is the largest."""
+    game = Game2048(Options2048(size=2, horizon=0))
+    game.reset(0)
+    game.restore(game.snapshot()[:-4] + bytes([5, 5, 4, 3]))
+    assert game.num_kinds == 5 and game.legal_actions() == ()
+    game.restore(game.snapshot()[:-4] + bytes([4, 4, 3, 2]))
+    assert game.legal_actions() == (1, 3)
+
+
+def test_the_score_is_the_sum_of_the_gains():
+    game = Game2048(Options2048(horizon=0))
+    rng = np.random.default_rng(4)
+    game.reset(0)
+    total = 0.0
+    while not game.over:
+        total += game.step(int(rng.integers(-1, 5))).gain
+        assert game.score == total
+    assert total > 0

@@ -103,3 +103,76 @@ def test_the_solver_says_when_there_is_no_way():
     assert solve(full, 100) == ([], False)
     path, cleared = solve(board, 100)
     assert cleared == (2 * len(path) == board.size)
+
+
+@pytest.mark.parametrize("rows, cols", [(2, 2), (2, 16), (16, 2), (3, 5), (6, 6), (12, 12), (16, 16)])
+def test_joined_pairs_are_those_a_search_finds_at_every_density(rows, cols):
+    rng = np.random.default_rng(rows * cols)
+    found = 0
+    for density in (0.05, 0.2, 0.4, 0.6, 0.8, 0.95, 1):
+        for _ in range(6):
+            board = rng.integers(1, 5, (rows, cols)) * (rng.random((rows, cols)) < density)
+            pairs = joined_pairs(board.astype(np.uint8)).tolist()
+            assert pairs == searched_pairs(board.astype(np.uint8)), board
+            found += len(pairs)
+    assert found > 10
+
+
+@pytest.mark.parametrize("rows, cols, copies", [(6, 6, 4), (4, 4, 2), (8, 8, 4), (5, 4, 2)])
+def test_legal_actions_are_the_searched_pairs_all_through_an_episode(rows, cols, copies):
+    game, rng = ShisenSho(OptionsShisen(rows=rows, cols=cols, copies=copies, horizon=0)), np.random.default_rng(0)
+    for seed in range(5):
+        game.reset(seed)
+        while not game.over:
+            legal = game.legal_actions()
+            assert list(legal) == searched_pairs(game.perception())
+            board, action = game.perception(), legal[int(rng.random() * len(legal))]
+            a, b = game.actions.cells(action)
+            game.step(action)
+            assert np.flatnonzero(game.perception() != board).tolist() == [a, b]
+            assert board.flat[a] == board.flat[b] and not game.perception().flat[[a, b]].any()
+        assert searched_pairs(game.perception()) == []
+
+
+@pytest.mark.parametrize("copies, num", [(2, 60), (6, 40), (12, 30)])
+def test_deals_with_any_number_of_copies_are_cleared_by_the_oracle(copies, num):
+    game = ShisenSho(OptionsShisen(copies=copies, horizon=0))
+    for seed in range(num):
+        game.reset(seed)
+        while not game.over:
+            outcome = game.step(game.oracle())
+        assert outcome.success and game.moves == 18
+
+
+@pytest.mark.parametrize("rows, cols, copies", [(6, 6, 4), (4, 4, 2), (8, 8, 4), (4, 8, 16)])
+def test_boards_built_backwards_are_cleared_by_the_oracle(monkeypatch, rows, cols, copies):
+    monkeypatch.setattr("envs.games.shisen.DEALS", 0)
+    game = ShisenSho(OptionsShisen(rows=rows, cols=cols, copies=copies, horizon=0))
+    for seed in range(15):
+        game.reset(seed)
+        while not game.over:
+            outcome = game.step(game.oracle())
+        assert outcome.success
+
+
+def test_a_dead_end_ends_the_episode_at_once():
+    """Two pairs that lie crosswise: four lines would be needed to join either of them."""
+    game = ShisenSho(OptionsShisen(rows=2, cols=4, copies=2, horizon=0))
+    game.reset(0)
+    game.restore(game.snapshot()[:-8] + bytes([1, 2, 3, 3, 2, 1, 0, 0]))
+    (action,) = [a for a in game.legal_actions() if game.actions.cells(a) == (2, 3)]
+    outcome = game.step(action)
+    assert searched_pairs(game.perception()) == []
+    assert outcome == (True, 1.0, 2, True, False, False) and game.over
+
+
+@pytest.mark.parametrize("reasoning", [{"copies": 12}, {"rows": 12, "cols": 12, "copies": 16}, {"kinds": 12}])
+def test_many_tiles_of_one_kind_are_different_photos_too(reasoning):
+    task = Task.make("shisen-photos", reasoning=reasoning)
+    game, tiles = task.new_game(), task.renderer.look.tiles
+    for seed in range(10):
+        game.reset(seed)
+        board, looks = game.perception(), game.looks
+        for kind in np.unique(board).tolist():
+            numbers = (looks[board == kind] % tiles.num_pictures(kind)).tolist()
+            assert len(set(numbers)) == len(numbers) == game.num_alike

@@ -1,5 +1,7 @@
 """Swap: legal swaps against trying them all, boards that always stand ready, the oracle."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -133,3 +135,75 @@ def test_legal_swaps_need_no_board_of_one_size():
         game = Swap(OptionsSwap(rows=int(rows), cols=int(cols), kinds=4))
         game.reset(int(rng.integers(1000)))
         assert legal_swaps(game.perception()).tolist() == tried_swaps(game.perception())
+
+
+@pytest.mark.parametrize("rows, cols, kinds", [(4, 16, 4), (16, 4, 16), (16, 16, 32), (4, 4, 4)])
+def test_legal_swaps_are_those_that_trying_finds_on_extreme_boards(rows, cols, kinds):
+    game, rng = Swap(OptionsSwap(rows=rows, cols=cols, kinds=kinds, horizon=0)), np.random.default_rng(1)
+    for seed in range(6):
+        game.reset(seed)
+        for _ in range(5):
+            legal = game.legal_actions()
+            assert list(legal) == tried_swaps(game.perception())
+            game.step(legal[int(rng.random() * len(legal))])
+
+
+@pytest.mark.parametrize("rows, cols, kinds", [(4, 4, 4), (8, 8, 12), (8, 8, 16)])
+def test_boards_stand_ready_over_long_play(rows, cols, kinds):
+    game, rng = Swap(OptionsSwap(rows=rows, cols=cols, kinds=kinds, horizon=0)), np.random.default_rng(5)
+    game.reset(9)
+    for move in range(2500):
+        legal = game.legal_actions()
+        assert legal and game.step(legal[int(rng.random() * len(legal))]).legal
+        board = game.perception()
+        assert board.all() and board.max() <= kinds and not standing_matches(board).any()
+        assert move % 10 or not runs(board)
+    assert game.score == 2500
+
+
+@pytest.mark.parametrize("rows, cols", [(4, 4), (8, 8), (5, 9)])
+def test_every_swap_that_is_not_legal_keeps_the_board(rows, cols):
+    game = Swap(OptionsSwap(rows=rows, cols=cols, kinds=4, horizon=0))
+    game.reset(1)
+    board, legal = game.perception(), set(tried_swaps(game.perception()))
+    for action in set(range(game.actions.num)) - legal:
+        assert game.step(action) == (False, 0.0, 0, False, False, False)
+    assert (game.perception() == board).all() and set(game.legal_actions()) == legal and game.score == 0
+
+
+def test_matches_and_falls_are_those_of_the_reference_on_random_boards():
+    rng = np.random.default_rng(2)
+    for _ in range(200):
+        rows, cols = rng.integers(4, 10, 2).tolist()
+        board = rng.integers(0, 4, (rows, cols)).astype(np.uint8)
+        expected = np.zeros((rows, cols), bool)
+        for row, col in itertools.product(range(rows), range(cols)):
+            for line in ([(row, col + i) for i in range(3)], [(row + i, col) for i in range(3)]):
+                if line[2][0] < rows and line[2][1] < cols and len({int(board[at]) for at in line} | {0}) == 2:
+                    if all(board[at] for at in line):
+                        for at in line:
+                            expected[at] = True
+        assert (standing_matches(board) == expected).all()
+        fallen = board.copy()
+        drop(fallen)
+        for col in range(cols):
+            tiles = [kind for kind in board[:, col].tolist() if kind]
+            assert fallen[:, col].tolist() == [0] * (rows - len(tiles)) + tiles
+
+
+def test_the_oracle_makes_a_match_with_every_move():
+    game = Swap(OptionsSwap(horizon=6))
+    for seed in range(200):
+        game.reset(seed)
+        while not game.over:
+            outcome = game.step(game.oracle())
+            assert outcome.legal and outcome.gain == 1 and outcome.cleared >= 3
+        assert game.score == 6 and outcome.truncated
+
+
+def test_tiles_are_dealt_from_all_kinds_about_equally():
+    game, counts = Swap(), np.zeros(12)
+    for seed in range(100):
+        game.reset(seed)
+        counts += np.bincount(game.perception().ravel(), minlength=13)[1:]
+    assert counts.min() > 0.8 * counts.mean() and counts.max() < 1.2 * counts.mean()

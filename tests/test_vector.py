@@ -86,5 +86,6 @@ def test_wrong_calls_are_named():
     with pytest.raises(ValueError, match="num_envs = 0"):
         VLMGymVectorEnv(0, "2048")
     env = VLMGymVectorEnv(2, "2048")
+    assert (env.reset(seed=np.int64(3))[0] == env.reset(seed=[3, 4])[0]).all()
     with pytest.raises(ValueError, match="3 seeds for 2"):
         env.reset(seed=[1, 2, 3])

@@ -52,6 +52,7 @@ class Swap(Game):
         super().__init__(options)
         self.rows, self.cols = self.options.rows, self.options.cols
         self.num_kinds = self.options.kinds
+        self.endless = not self.options.goal
         self.actions = CellPairs(self.rows, self.cols)
         self._board: Board = np.zeros((self.rows, self.cols), np.uint8)
 
