@@ -2,8 +2,8 @@
 
 import dataclasses
 import pickle
-import sys
 import random
+import sys
 
 import numpy as np
 import pytest
