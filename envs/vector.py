@@ -72,11 +72,10 @@ class VLMGymVectorEnv(VectorEnv[Any, Any, Any]):
         """Starts every game; an integer seed gives game i the seed `seed + i`."""
         if options:
             raise ValueError(f"reset options {sorted(options)}: many environments take none")
-        seeds = (
-            [seed + i for i in range(self.num_envs)]
-            if isinstance(seed, int | np.integer)
-            else seed or [None] * self.num_envs
-        )
+        if isinstance(seed, int | np.integer):
+            seeds: Sequence[int | None] = [int(seed) + i for i in range(self.num_envs)]
+        else:
+            seeds = seed or [None] * self.num_envs
         if len(seeds) != self.num_envs:
             raise ValueError(f"{len(seeds)} seeds for {self.num_envs} environments")
         for i, one in enumerate(seeds):
