@@ -42,6 +42,15 @@ class Batch(ABC):
     def step(self, actions: NDArray[np.integer], live: NDArray[np.bool_] | None = None) -> Outcomes:
         """One move of every game, or of those that `live` [B] marks; the others stay as they are, all zeros."""
 
+    def checked(self, actions: NDArray[np.integer]) -> NDArray[np.integer]:
+        """The actions of a step, [B] integers. Raises `TypeError` or `ValueError` on anything else."""
+        actions = np.asarray(actions)
+        if not np.issubdtype(actions.dtype, np.integer):
+            raise TypeError(f"actions are {actions.dtype}: must be integers")
+        if actions.shape != (self.num,):
+            raise ValueError(f"actions have the shape {actions.shape}: must be ({self.num},), one for each game")
+        return actions
+
     @abstractmethod
     def legal_actions(self, index: int) -> tuple[int, ...]:
         """`Game.legal_actions` of game `index`."""
@@ -80,8 +89,12 @@ class LoopBatch(Batch):
     def step(self, actions: NDArray[np.integer], live: NDArray[np.bool_] | None = None) -> Outcomes:
         idle = Outcome(False, 0.0, 0, False, False, False)
         rows = [idle] * self.num
-        for index in range(self.num) if live is None else np.flatnonzero(live).tolist():
-            rows[index] = self.games[index].step(actions[index])
+        actions = self.checked(actions)
+        playing = list(range(self.num)) if live is None else np.flatnonzero(live).tolist()
+        if any(self.games[index].over for index in playing):
+            raise RuntimeError("an episode is over: call reset(index, seed) or restore(index, snapshot) first")
+        for index in playing:
+            rows[index] = self.games[index].step(int(actions[index]))
             if rows[index].legal:
                 self._see(index)
             else:

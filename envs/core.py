@@ -10,6 +10,7 @@ What holds for every game, and is tested for every game:
 
 from __future__ import annotations
 
+import math
 import operator
 import struct
 from abc import ABC, abstractmethod
@@ -40,7 +41,7 @@ _RNG_BYTES = 37
 class GameOptions(Options):
     """What every game can be asked for; a game's own options class adds its own."""
 
-    horizon: int = option(100, "moves after which an episode is cut off, illegal ones included; 0: never", low=0)
+    horizon: int = option(100, "moves that end an episode, illegal ones included; 0: never", low=0, high=10**9)
 
 
 class Outcome(NamedTuple):
@@ -128,7 +129,7 @@ class Game(ABC):
 
     def reset(self, seed: int) -> None:
         """Starts an episode. The seed decides all of it: the board and every later draw."""
-        self.rng = np.random.Generator(np.random.PCG64(seed))
+        self.rng = np.random.Generator(np.random.PCG64(operator.index(seed)))
         self.moves, self.score, self.over = 0, 0.0, False
         self.looks = self._draw_looks()
         self._deal()
@@ -170,14 +171,15 @@ class Game(ABC):
         """Becomes the state that `snapshot` saw. Raises `ValueError`, and changes nothing, on other bytes."""
         looks_at = _HEAD.size + _RNG_BYTES
         board_at = looks_at + 2 * self.rows * self.cols
-        if len(data) < board_at or data[0] != _FORMAT:
+        version, moves, score, over = _HEAD.unpack_from(data.ljust(_HEAD.size, b"\0"))
+        if len(data) < board_at or version != _FORMAT or not math.isfinite(score) or over > 1:
             raise ValueError(f"not a snapshot of {type(self).__name__} {self.rows}x{self.cols}: {data[:16]!r}...")
         self._unpack(data[board_at:])
-        _, self.moves, self.score, over = _HEAD.unpack_from(data)
-        self.over = bool(over)
+        self.moves, self.score = moves, score
         unpack_rng(self.rng, data[_HEAD.size : looks_at])
         self.looks = np.frombuffer(data[looks_at:board_at], np.uint16).reshape(self.rows, self.cols)
         self._legal = self._find_legal()
+        self.over = bool(over) or not self._legal
 
     def fork(self) -> Self:
         """An independent game in the same state: the same actions have the same outcomes in both."""

@@ -170,7 +170,7 @@ class Task:
 def _merge(
     own: Mapping[str, Any], preset: Mapping[str, Any], axis: Axis, levels: tuple[Mapping[str, Any], ...], name: str
 ) -> dict[str, Any]:
-    if isinstance(axis, int):
+    if isinstance(axis, int) and not isinstance(axis, bool):
         if not 0 <= axis < len(levels):
             raise ValueError(f"{name} = {axis}: levels are 0 to {len(levels) - 1}")
         axis = levels[axis]
@@ -215,7 +215,7 @@ class State:
         try:
             (length,) = _LENGTH.unpack_from(data)
             task = Task.from_json(data[_LENGTH.size : _LENGTH.size + length].decode())
-        except (struct.error, KeyError, TypeError, AttributeError) as error:
+        except (struct.error, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"not a state: {data[:16]!r}... ({error})") from None
         state = cls(task, data[_LENGTH.size + length :])
         state.game()

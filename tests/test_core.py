@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs import GameOptions, State, Task, game_names, game_spec, register_game
+from envs.batch import make_batch
 
 GAMES = [(name, level) for name in game_names() for level in range(len(game_spec(name).levels))]
 
@@ -203,6 +204,9 @@ def test_any_game_goes_with_any_tile_set_at_any_size(name, side, tiles):
         ("swap", {"kinds": 3}, "kinds = 3: must be 4 to 32"),
         ("swap", {"kinds": 20}, "at most 16"),
         ("swap", {"colours": 4}, "unknown option 'colours'"),
+        ("swap", {"rows": None}, "rows = None: expected int"),
+        ("shisen", {"cols": {}}, "cols = {}: expected int"),
+        ("swap", {"horizon": 10**10}, "horizon = 10000000000"),
     ],
 )
 def test_options_out_of_bounds_are_named(name, reasoning, message):
@@ -385,3 +389,49 @@ def test_a_pickled_task_plays_and_draws_the_same(name, level):
     twin.reset(5)
     assert hash(copy) == hash(task) and game.snapshot() == twin.snapshot()
     assert (task.draw(game) == copy.draw(twin)).all()
+
+
+def test_photos_never_repeat_though_looks_are_large():
+    game = started("shisen", 2795)
+    for kind in np.unique(game.perception()).tolist():
+        assert len(set((game.looks[game.perception() == kind] % 5).tolist())) == 4
+
+
+@pytest.mark.parametrize("name", game_names())
+def test_a_batch_refuses_actions_it_can_not_mean_and_changes_nothing(name):
+    task = Task.make(name, reasoning={"horizon": 2})
+    batch = make_batch(type(task.new_game()), task.reasoning, 2)
+    for i in range(2):
+        batch.reset(i, i)
+    before = [batch.snapshot(i) for i in range(2)]
+    for actions, error in (
+        (np.array([0.0, 1.0]), TypeError),
+        (np.zeros(3, int), ValueError),
+        (np.int64(0), ValueError),
+    ):
+        with pytest.raises(error):
+            batch.step(actions)
+    assert [batch.snapshot(i) for i in range(2)] == before
+    for _ in range(2):
+        batch.step(np.array([-1, -1]), np.array([False, True]))
+    with pytest.raises(RuntimeError, match="over"):
+        batch.step(np.zeros(2, int))
+    assert batch.snapshot(0) == before[0]
+
+
+def test_boards_that_no_game_reaches_are_refused():
+    boards = {"2048": bytes(16), "shisen": bytes([1, 1, 1, *[0] * 33]), "swap": bytes(64)}
+    for name, board in boards.items():
+        game = started(name)
+        data = game.snapshot()
+        for bad in (data[: -len(board)] + board, data[:5] + b"\xff" * 8 + data[13:], data[:13] + b"\7" + data[14:]):
+            with pytest.raises(ValueError):
+                game.restore(bad)
+            assert game.snapshot() == data
+
+
+def test_a_state_without_a_legal_move_is_over():
+    game = started("shisen", reasoning={"rows": 2, "cols": 2, "copies": 2})
+    data = game.snapshot()
+    game.restore(data[:-4] + bytes([1, 2, 2, 1]))
+    assert game.over and game.legal_actions() == ()

@@ -222,9 +222,10 @@ def test_the_largest_tiles_of_a_full_board_end_the_game():
     """Two equal tiles side by side are no move where their kind is the largest."""
     game = Game2048(Options2048(size=2, horizon=0))
     game.reset(0)
-    game.restore(game.snapshot()[:-4] + bytes([5, 5, 4, 3]))
-    assert game.num_kinds == 5 and game.legal_actions() == ()
-    game.restore(game.snapshot()[:-4] + bytes([4, 4, 3, 2]))
+    start = game.snapshot()[:-4]
+    game.restore(start + bytes([5, 5, 4, 3]))
+    assert game.num_kinds == 5 and game.legal_actions() == () and game.over
+    game.restore(start + bytes([4, 4, 3, 2]))
     assert game.legal_actions() == (1, 3)
 
 

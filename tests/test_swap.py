@@ -202,3 +202,19 @@ def test_tiles_are_dealt_from_all_kinds_about_equally():
         game.reset(seed)
         counts += np.bincount(game.perception().ravel(), minlength=13)[1:]
     assert counts.min() > 0.8 * counts.mean() and counts.max() < 1.2 * counts.mean()
+
+
+@pytest.mark.parametrize("rows, cols", [(16, 16), (4, 4), (6, 9)])
+def test_calm_new_tiles_make_no_match(rows, cols):
+    game, rng, wild = Swap(OptionsSwap(rows=rows, cols=cols, kinds=4)), np.random.default_rng(0), 0
+    for seed in range(40):
+        game.reset(seed)
+        holes = rng.integers(0, rows + 1, cols)
+        for calm in (True, False):
+            twin = game.fork()
+            twin._board[np.arange(rows)[:, None] < holes] = 0
+            twin._fill(calm)
+            assert twin._board.all() and (twin._board[holes.max() :] == game._board[holes.max() :]).all()
+            wild += not calm and runs(twin._board)
+            assert not (calm and runs(twin._board))
+    assert wild

@@ -93,7 +93,7 @@ class Game2048(Game):
         size = options.get("size", 4)
         if "goal" in options or not isinstance(size, int) or kinds >= min(MAX_KIND, size**2 + 1):
             return dict(options)
-        return {**options, "goal": 2**kinds}
+        return {**options, "goal": max(8, 2**kinds)}
 
     def rules(self, names: Sequence[str]) -> str:
         order = ", ".join(names[1 : self.num_kinds + 1])
@@ -154,7 +154,10 @@ class Game2048(Game):
         return self._flat
 
     def _unpack(self, data: bytes) -> None:
-        self._flat = self._board_from(data).tobytes()
+        board = self._board_from(data)
+        if not board.any():
+            raise ValueError("not a board of 2048: it is empty")
+        self._flat = board.tobytes()
 
 
 # Many boards at once: [rows, cols, B].
@@ -275,6 +278,7 @@ class Batch2048(Batch):
         return () if self._over[index] else tuple(np.flatnonzero(self._legal[:, index]).tolist())
 
     def step(self, actions: NDArray[np.integer], live: NDArray[np.bool_] | None = None) -> Outcomes:
+        actions = self.checked(actions)
         playing = np.ones(self.num, np.bool_) if live is None else live
         if (self._over & playing).any():
             raise RuntimeError("the episode is over: call reset(index, seed) or restore(index, snapshot) first")

@@ -80,9 +80,10 @@ class ShisenSho(Game):
     @classmethod
     def fit(cls, options: Mapping[str, Any], kinds: int) -> dict[str, Any]:
         """A tile set with too few kinds for four copies of each gets more copies."""
-        cells = options.get("rows", 6) * options.get("cols", 6)
-        if "copies" in options or not isinstance(cells, int):
+        rows, cols = options.get("rows", 6), options.get("cols", 6)
+        if "copies" in options or type(rows) is not int or type(cols) is not int:
             return dict(options)
+        cells = rows * cols
         fitting = [copies for copies in range(4, 17, 2) if cells % copies == 0 and cells // copies <= kinds]
         return {**options, "copies": fitting[0]} if fitting else dict(options)
 
@@ -134,7 +135,8 @@ class ShisenSho(Game):
 
     def _distinct_looks(self) -> Looks:
         """Looks that count up within each kind, so that tiles to be matched are different pictures of one kind."""
-        first = (self.rng.random(self.num_kinds + 1) * 65536).astype(np.uint16)
+        room = 65536 - self.options.copies  # so that no count wraps around
+        first = (self.rng.random(self.num_kinds + 1) * room).astype(np.uint16)
         looks = first[self._board]
         for kind in np.unique(self._board).tolist():
             cells = self._board == kind
@@ -155,7 +157,10 @@ class ShisenSho(Game):
         return self._board.tobytes()
 
     def _unpack(self, data: bytes) -> None:
-        self._board = self._board_from(data)
+        board = self._board_from(data)
+        if (np.bincount(board.ravel())[1:] % 2).any():
+            raise ValueError("not a board of Shisen-Sho: a kind has an odd number of tiles")
+        self._board = board
 
 
 @dataclass(frozen=True)

@@ -59,10 +59,10 @@ class Swap(Game):
     @classmethod
     def fit(cls, options: Mapping[str, Any], kinds: int) -> dict[str, Any]:
         """Small boards and small tile sets get fewer kinds than twelve."""
-        cells = options.get("rows", 8) * options.get("cols", 8)
-        if "kinds" in options or not isinstance(cells, int):
+        rows, cols = options.get("rows", 8), options.get("cols", 8)
+        if "kinds" in options or type(rows) is not int or type(cols) is not int:
             return dict(options)
-        return {**options, "kinds": max(4, min(12, cells // 4, kinds))}
+        return {**options, "kinds": max(4, min(12, rows * cols // 4, kinds))}
 
     def rules(self, names: Sequence[str]) -> str:
         goal = f"Make {self.options.goal} matches to win." if self.options.goal else "Make a match with every move."
@@ -141,7 +141,10 @@ class Swap(Game):
         return self._board.tobytes()
 
     def _unpack(self, data: bytes) -> None:
-        self._board = self._board_from(data)
+        board = self._board_from(data)
+        if not board.all() or standing_matches(board).any():
+            raise ValueError("not a board of Swap at rest: a cell is empty or a match stands")
+        self._board = board
 
 
 def swapped(board: Board, a: int, b: int) -> Board:
