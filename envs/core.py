@@ -79,7 +79,7 @@ class Game(ABC):
         self.moves = 0
         self.score = 0.0
         self.over = True
-        self.looks: Looks
+        self.looks: Looks = np.zeros((0, 0), np.uint16)
         self._legal: tuple[int, ...] = ()
 
     @classmethod
@@ -164,6 +164,8 @@ class Game(ABC):
 
     def snapshot(self) -> bytes:
         """Everything that decides the future, about 100 bytes for a small board: equal bytes, equal future."""
+        if not self.looks.size:
+            raise RuntimeError("there is no episode yet: call reset(seed) or restore(snapshot) first")
         head = _HEAD.pack(_FORMAT, self.moves, self.score, self.over)
         return head + pack_rng(self.rng.bit_generator) + self.looks.tobytes() + self._pack()
 

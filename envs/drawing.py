@@ -59,6 +59,7 @@ class Renderer:
         self.generation += 1
         self._slot_of = np.zeros((len(self._periods), int(self._periods.max())), np.intp)  # 0: not drawn yet
         self._num_slots = 1
+        self._complete = False  # whether every tile there can be is in the atlas
         self._atlas = np.zeros((16, self.px), self._line)  # tile by tile, line by line
 
     def slots(self, boards: Board, looks: Looks) -> NDArray[np.intp]:
@@ -68,7 +69,7 @@ class Renderer:
         """
         phases = 0 if self._one_each else looks % self._periods[boards]
         found = self._slot_of[boards, phases]
-        if not found.all():
+        if not self._complete and not found.all():
             if (self._num_slots + found.size) * self.px * self.px * 3 > _ATLAS_BYTES:
                 self._start_atlas()
             wanted = np.unique(np.stack(np.broadcast_arrays(boards, phases), -1)[found == 0].reshape(-1, 2), axis=0)
@@ -84,6 +85,7 @@ class Renderer:
         self.tile(self._num_slots)[...] = self.look.tile(kind, phase)
         self._slot_of[kind, phase] = self._num_slots
         self._num_slots += 1
+        self._complete = self._num_slots > self._periods.sum()
 
     def tile(self, slot: int) -> NDArray[np.uint8]:
         """A finished tile, [px, px, 3]: a view of the atlas."""

@@ -114,8 +114,9 @@ def test_a_finished_episode_stays_finished(name):
     assert game.snapshot() == before
     twin = game.fork()
     assert twin.over and twin.legal_actions() == ()
-    with pytest.raises(RuntimeError):
-        Task.make(name).new_game().step(0)
+    for use in (lambda game: game.step(0), lambda game: game.snapshot(), lambda game: game.fork()):
+        with pytest.raises(RuntimeError, match="reset"):
+            use(Task.make(name).new_game())
 
 
 @pytest.mark.parametrize("name", game_names())
