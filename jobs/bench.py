@@ -177,7 +177,7 @@ def vector(name: str, task: Task, num: int = 16, moves: int = 60) -> Row:
 def logic(num: int = 1024, moves: int = 100) -> list[Row]:
     """Rules alone: 2048 in the vectorised path with uniform actions and new deals; the legal pairs of Shisen-Sho."""
     task = Task.make("2048", reasoning={"horizon": 0})
-    batch, rng = make_batch(task.new_game().__class__, task.reasoning, num), np.random.default_rng(0)
+    batch, rng = make_batch(type(task.new_game()), task.reasoning, num), np.random.default_rng(0)
     for i in range(num):
         batch.reset(i, i)
     taken, legal, deals = [], 0, num

@@ -176,10 +176,16 @@ def test_the_papers_settings():
 
 
 @pytest.mark.parametrize("tiles", ["colors", "shapes", "numbers", "glyphs", "photos"])
-@pytest.mark.parametrize("name, side", [(name, side) for name in game_names() for side in (4, 5, 6, 8)])
+@pytest.mark.parametrize("name, level", GAMES)
+def test_any_level_goes_with_any_tile_set(name, level, tiles):
+    assert Task.make(name, reasoning=level, perception={"tiles": tiles}).renderer.names
+
+
+@pytest.mark.parametrize("tiles", ["colors", "shapes", "numbers", "glyphs", "photos"])
+@pytest.mark.parametrize("name, side", [(name, side) for name in game_names() for side in (4, 5, 8, 12, 16)])
 def test_any_game_goes_with_any_tile_set_at_any_size(name, side, tiles):
     if name == "2048":
-        reasoning = {"size": side}
+        reasoning = {"size": min(side, 8)}
     else:
         reasoning = {"rows": side, "cols": side + 1 if "shisen" in name and side % 2 else side}
     task = Task.make(name, reasoning=reasoning, perception={"tiles": tiles})

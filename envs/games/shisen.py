@@ -35,7 +35,7 @@ class OptionsShisen(GameOptions):
 
     rows: int = option(6, "rows of the board", low=2, high=16)
     cols: int = option(6, "columns of the board", low=2, high=16)
-    copies: int = option(4, "tiles of each kind on a board, an even number that divides rows * cols", low=2, high=16)
+    copies: int = option(4, "tiles of each kind on a board, an even number that divides rows * cols", low=2, high=64)
     kinds: int = option(
         0,
         "kinds that boards are dealt from; each has rows * cols / copies of them; 0: no more than that",
@@ -84,7 +84,7 @@ class ShisenSho(Game):
         if "copies" in options or type(rows) is not int or type(cols) is not int:
             return dict(options)
         cells = rows * cols
-        fitting = [copies for copies in range(4, 17, 2) if cells % copies == 0 and cells // copies <= kinds]
+        fitting = [copies for copies in range(4, 65, 2) if cells % copies == 0 and cells // copies <= kinds]
         return {**options, "copies": fitting[0]} if fitting else dict(options)
 
     def rules(self, names: Sequence[str]) -> str:

@@ -239,7 +239,7 @@ register_game(
             {"rows": 6, "cols": 6, "kinds": 6},
             {"rows": 8, "cols": 8, "kinds": 8},
             {"rows": 8, "cols": 8, "kinds": 12},
-            {"rows": 12, "cols": 12, "kinds": 18},
+            {"rows": 12, "cols": 12},
         ),
         gym_name="Swap",
     )
