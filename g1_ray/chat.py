@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +74,7 @@ class Chat:
         pads = self.pads(task)
         return self._ids(head, pads), self._ids(whole[len(head + _ANSWER) :], pads)
 
-    def _render(self, messages: list[dict[str, object]]) -> str:
+    def _render(self, messages: list[Any]) -> str:
         text: str = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return text
 

@@ -1,0 +1,119 @@
+"""Games seen from the pipeline: tickets become prompts, answers become rewards and the next prompts.
+
+A worker keeps nothing between calls but caches: the states are in what flows, so a group outlives its worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from envs import Codec, Game, State, Task
+from envs.rewards import reward_named
+from g1_ray.chat import Chat
+from g1_ray.config import GameConfig, RewardConfig, RunConfig
+from g1_ray.episodes import seed_of
+from g1_ray.states import draw_state
+from g1_ray.types import Completion, Group, Play, Request, Rollout, Ticket, Turn
+
+Answers = Sequence[Sequence[Completion]]
+"""Of each request, its answers."""
+
+
+class Referee:
+    """Reads and scores the answers to states of one game."""
+
+    def __init__(self, config: GameConfig, weights: RewardConfig) -> None:
+        self.config, self.weights = config, weights
+        self.task: Task = config.task()
+        self.codec = Codec(self.task)
+        self.reward = reward_named(config.reward)
+
+    def turn(self, state: State, request: Request, completion: Completion, text: str) -> Turn:
+        """What an answer to a state came to. It is tried on a fork, so equal answers always earn the same."""
+        game: Game = state.game()
+        board = game.perception()
+        answer = self.codec.read(text)
+        seen = self.codec.score_perception(answer.perception, board)
+        outcome = game.step(answer.action)
+        rewards = {
+            "game": float(self.reward(outcome)),
+            "format": float(answer.well_formed),
+            "perception": seen.share,
+        }
+        return Turn(
+            prompt=request.prompt,
+            completion=completion,
+            text=text,
+            action=answer.action,
+            cause=str(answer.cause) if answer.cause else "",
+            legal=outcome.legal,
+            gain=outcome.gain,
+            rewards=rewards,
+            reward=self.weights.game * rewards["game"]
+            + self.weights.format * rewards["format"]
+            + self.weights.perception * rewards["perception"],
+            perception_exact=seen.exact,
+            next_state=State.of(state.task, game),
+        )
+
+
+class EnvWorker:
+    """The games of a run. All of its methods are functions of their arguments."""
+
+    def __init__(self, config: RunConfig, model_path: str) -> None:
+        self.config = config.rollout
+        self.chat = Chat(model_path)
+        self.referees = {game.name: Referee(game, config.reward) for game in config.games}
+
+    def observe(self, tickets: Sequence[Ticket]) -> list[Play]:
+        """Puts every ticket's game into its start state, and asks for the first answers of its group."""
+        return [self._start(ticket) for ticket in tickets]
+
+    def _start(self, ticket: Ticket) -> Play:
+        referee = self.referees[ticket.game]
+        start = ticket.state
+        if start is None:
+            start = draw_state(
+                referee.task, referee.config.states, seed_of("start", ticket.game, ticket.seed), referee.reward
+            )
+        size = self.config.group_size
+        first = Request(self.chat.prompt([(start, None)]), size, seed_of("answer", ticket.seed, 0))
+        return Play(ticket, start, (Rollout(),) * size, (first,), tuple(range(size)))
+
+    def score(self, plays: Sequence[Play], answers: Sequence[Answers]) -> list[Play]:
+        """Plays the answers; the plays that come back ask for the next ones, if any rollout goes on."""
+        return [self._score(play, given) for play, given in zip(plays, answers, strict=True)]
+
+    def _score(self, play: Play, answers: Answers) -> Play:
+        referee = self.referees[play.ticket.game]
+        rollouts = list(play.rollouts)
+        pairs = [(request, one) for request, all_of in zip(play.requests, answers, strict=True) for one in all_of]
+        for number, (request, completion) in zip(play.waiting, pairs, strict=True):
+            state = request.prompt.states[-1]
+            turn = referee.turn(state, request, completion, self.chat.decode(completion.token_ids))
+            rollout = rollouts[number]
+            rollouts[number] = Rollout((*rollout.turns, turn), over=turn.next_state.game().over)
+        return self._ask(replace(play, rollouts=tuple(rollouts)))
+
+    def _ask(self, play: Play) -> Play:
+        """The play with its next requests, one for each rollout that goes on."""
+        waiting = tuple(
+            number
+            for number, rollout in enumerate(play.rollouts)
+            if not rollout.over and len(rollout.turns) < self.config.turns
+        )
+        requests = []
+        for number in waiting:
+            turns = play.rollouts[number].turns
+            kept = turns[len(turns) - min(self.config.window, len(turns)) :]
+            history = [(turn.prompt.states[-1], turn.completion.token_ids) for turn in kept]
+            prompt = self.chat.prompt([*history, (turns[-1].next_state, None)])
+            requests.append(Request(prompt, 1, seed_of("answer", play.ticket.seed, len(turns), number)))
+        return replace(play, requests=tuple(requests), waiting=waiting)
+
+    def finish(self, plays: Sequence[Play]) -> list[Group]:
+        """The groups that plays with nothing left to ask have become."""
+        for play in plays:
+            assert not play.requests, f"group {play.ticket.group} still waits for {len(play.waiting)} answers"
+        return [Group(play.ticket, play.start, play.rollouts) for play in plays]
