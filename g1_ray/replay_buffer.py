@@ -188,13 +188,16 @@ class ReplayBuffer:
                 self._visited[group.ticket.game].append(ends[group.ticket.seed % len(ends)])
         self._flat.clear()
 
-    async def release(self, version: int) -> None:
-        """The engines hold policy `version`: what it was trained on gives its slots back."""
+    async def release(self, version: int, skipped: str = "") -> None:
+        """The engines hold policy `version`: what it was trained on gives its slots back.
+
+        `skipped`: why the step was not made after all; its groups are quarantined then.
+        """
         async with self._changed:
             assert version >= self.version, f"version {version} after {self.version}"
             self.version = version
             for group, staleness in self._taken.values():
-                self._end(group.ticket, "trained", "", group, staleness)
+                self._end(group.ticket, "quarantined" if skipped else "trained", skipped, group, staleness)
             self._taken.clear()
             self._changed.notify_all()
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 
 COMMANDS = {
     "games": "list the games and their options, draw contact sheets",
     "play": "play a game in the terminal, by hand or by a player",
     "evaluate": "play games with players, in tables with intervals and clips",
+    "tiny": "make a tiny VLM from scratch, for machines with no GPU and no network",
+    "coldstart": "fine-tune a VLM on a teacher's answers with the true perception put in",
+    "train": "train a VLM on games by reinforcement learning, on a laptop or a cluster",
+    "graph": "print the graphs of a run and where its parts are placed",
     "bench": "measure the speed of the environments",
 }
 
@@ -25,10 +30,15 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"g1-ray: unknown command {argv[0]!r}{nearest(argv[0], COMMANDS)}", file=sys.stderr)
         return 2
+    return run(argv[0], importlib.import_module(f"jobs.{argv[0]}").main, argv[1:])
+
+
+def run(name: str, main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
+    """Runs a command's main; what the user gave wrong is told in a few lines, all else keeps its traceback."""
     try:
-        return importlib.import_module(f"jobs.{argv[0]}").main(argv[1:]) or 0
-    except ValueError as error:  # what the user gave; everything else is ours and keeps its traceback
-        print(f"g1-ray {argv[0]}: {error}", file=sys.stderr)
+        return main(argv) or 0
+    except ValueError as error:
+        print(f"g1-ray {name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -1,0 +1,289 @@
+"""The parts as Ray actors: thin shells around the plain classes, and where they are placed."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+from g1_ray.config import RunConfig
+from g1_ray.env_worker import EnvWorker
+from g1_ray.graph import Actors
+from g1_ray.learner import Learner, StepReport
+from g1_ray.replay_buffer import Fate, ReplayBuffer
+from g1_ray.run_folder import RunFolder
+from g1_ray.samples import batch_of, is_flat, problem_of
+from g1_ray.types import Batch, Completion, Floats, Group, Ints, Play, Prompt, Request, Sampling, Ticket
+from g1_ray.weight_sync import SyncReport, pack_weights
+
+START_TIMEOUT_S = 600.0
+"""Longest wait for an actor to be there: an engine compiles and loads before it is."""
+
+
+@dataclass(frozen=True)
+class StepSummary:
+    """All there is to say about one optimizer step."""
+
+    version: int
+    metrics: dict[str, float]
+    books: dict[str, int]
+    taken_at: float
+    """Unix time, s."""
+    min_version: int
+    """The oldest policy that sampled a token of the batch."""
+
+
+class BufferActor:
+    """The replay buffer, where batches are made and the ledger and the rollouts are written."""
+
+    def __init__(self, config: RunConfig, folder: str) -> None:
+        self.config = config
+        self.folder = RunFolder(folder)
+        skip_flat = config.algorithm.skip_flat_groups
+        self.buffer = ReplayBuffer(config, problem_of, lambda group: skip_flat and is_flat(group), self._keep)
+        self._batch_metrics: dict[str, float] = {}
+        self._taken_at, self._min_version = 0.0, 0
+
+    def _keep(self, fate: Fate, group: Group | None) -> None:
+        self.folder.log_fate(fate)
+        if group is not None:
+            self.folder.keep_group(group)
+
+    async def admit(self, num_groups: int) -> list[Ticket]:
+        return await self.buffer.admit(num_groups)
+
+    async def put(self, groups: Sequence[Group]) -> list[tuple[int, int]]:
+        """Returns the number and the oldest version of every group that came."""
+        await self.buffer.put(groups)
+        return [(group.ticket.group, group.min_version) for group in groups]
+
+    async def fail(self, tickets: Sequence[Ticket], reason: str) -> None:
+        await self.buffer.fail(tickets, reason)
+
+    async def take(self, version: int) -> Batch | None:
+        groups = await self.buffer.take(version)
+        if not groups:
+            return None  # closed
+        batch = batch_of(groups, version, self.config)
+        self._batch_metrics, self._taken_at = batch.metrics, time.time()
+        self._min_version = min(group.min_version for group in groups)
+        return batch
+
+    async def release(self, report: StepReport, *loaded: SyncReport | None) -> StepSummary:
+        """Ends the step: its groups are booked, and their slots are free again."""
+        await self.buffer.release(report.version, report.skipped)
+        metrics = {**self._batch_metrics, **report.metrics}
+        syncs = [sync for sync in loaded if sync is not None]
+        if syncs:
+            metrics["sync/pause_s"] = max(sync.pause_s for sync in syncs)
+            metrics["sync/load_s"] = max(sync.load_s for sync in syncs)
+        return StepSummary(report.version, metrics, self.buffer.books(), self._taken_at, self._min_version)
+
+    async def books(self) -> dict[str, int]:
+        return self.buffer.books()
+
+    async def snapshot(self, step: int) -> dict[str, Any]:
+        """The books for the checkpoint of a step, which is marked in the ledger."""
+        state = self.buffer.state_dict()
+        self.folder.mark(step, state["books"]["issued"])
+        return state
+
+    async def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.buffer.load_state_dict(state)
+
+    async def close(self) -> None:
+        """Lets go whoever waits, and writes out what is kept."""
+        await self.buffer.close()
+        self.folder.close()
+
+
+class LearnerActor:
+    """One rank of the learner, and what it gives to the engines."""
+
+    def __init__(self, config: RunConfig, rank: int) -> None:
+        self.learner = Learner(config, rank, config.learner.num_ranks)
+
+    def address(self) -> str:
+        """Where the ranks meet: a free port of this one's node."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+    def setup(self, address: str) -> None:
+        self.learner.setup(address)
+
+    def load(self, checkpoint: str) -> tuple[int, dict[str, Any]]:
+        """Goes on from a checkpoint; returns its policy version and the buffer's books."""
+        books = self.learner.load(checkpoint)["buffer"]
+        return self.learner.version, books
+
+    def step(self, batch: Batch) -> StepReport:
+        return self.learner.step(batch)
+
+    def weights(self, report: StepReport | None) -> NDArray[np.uint8] | None:
+        """The policy as bytes for the engines, on the first rank. `report` is only waited for."""
+        parameters = self.learner.weights()
+        return pack_weights(parameters.items(), self.learner.dtype) if self.learner.rank == 0 else None
+
+    def logprobs(self, sequences: Sequence[tuple[Prompt, Ints]]) -> list[Floats]:
+        return self.learner.logprobs(sequences)
+
+    def save(self, folder: str, books: dict[str, Any]) -> None:
+        """Writes the checkpoint, with the buffer's books in it."""
+        self.learner.save(folder, {"buffer": books})
+
+    def close(self) -> None:
+        self.learner.close()
+
+
+class EngineActor:
+    """An inference engine that answers whole plays."""
+
+    def __init__(self, config: RunConfig, model_path: str) -> None:
+        self.engine = make_engine(config, model_path)
+
+    async def start(self) -> None:
+        await self.engine.start()
+
+    async def generate(self, plays: Sequence[Play]) -> list[list[tuple[Completion, ...]]]:
+        """The answers to every play's requests; all of them are in flight at once."""
+        requests = [request for play in plays for request in play.requests]
+        answers = iter(await self.engine.generate(requests) if requests else [])
+        return [[next(answers) for _ in play.requests] for play in plays]
+
+    async def ask(self, requests: Sequence[Request], sampling: Sampling) -> list[tuple[Completion, ...]]:
+        """Answers outside of training: for evaluation."""
+        return await self.engine.generate(requests, sampling)
+
+    async def logprobs(self, sequences: Sequence[tuple[Prompt, Ints]]) -> list[Floats]:
+        return await self.engine.logprobs(sequences)
+
+    async def load_policy(self, weights: NDArray[np.uint8], report: StepReport) -> SyncReport | None:
+        """Loads what a step made; nothing where the step was skipped."""
+        return None if report.skipped else await self.engine.load_policy(weights, report.version)
+
+    async def load_version(self, weights: NDArray[np.uint8], version: int) -> SyncReport:
+        return await self.engine.load_policy(weights, version)
+
+    async def stop(self) -> None:
+        await self.engine.stop()
+
+
+def make_engine(config: RunConfig, model_path: str) -> Any:
+    """The engine that the config asks for."""
+    rollout = config.rollout
+    sampling = Sampling(rollout.temperature, rollout.top_p, rollout.max_tokens)
+    arguments = (model_path, config.engine, config.model.dtype, sampling, config.model.freeze_vision)
+    if config.engine.kind == "vllm":
+        from g1_ray.inference import VLLMEngine
+
+        return VLLMEngine(*arguments)
+    from g1_ray.transformers_engine import TransformersEngine
+
+    return TransformersEngine(*arguments)
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The actors of a run, and the groups of resources they stand on."""
+
+    actors: Actors
+    groups: tuple[PlacementGroup, ...]
+
+    def dismiss(self) -> None:
+        """Ends every actor and gives the resources back."""
+        actors = self.actors
+        for actor in (*actors.env_workers, *actors.engines, *actors.learners, actors.buffer):
+            ray.kill(actor)
+        for group in self.groups:
+            remove_placement_group(group)
+
+
+def bundles(config: RunConfig) -> dict[str, list[dict[str, float]]]:
+    """What each actor of each role asks for: CPUs and GPUs."""
+    learner, engine, envs = config.learner, config.engine, config.asynchrony
+    return {
+        "learner": [_needs(learner.cpus, learner.gpus)] * learner.num_ranks,
+        "engine": [_needs(engine.cpus, engine.gpus)] * engine.num_engines,
+        "env": [_needs(envs.env_cpus, 0)] * envs.num_env_workers,
+    }
+
+
+def unmade(config: RunConfig) -> tuple[Actors, dict[int, str]]:
+    """The actors of a run as nodes that stand for them, and their names by `id`: to look at graphs, not to run them."""
+    nodes: dict[str, list[Any]] = {}
+    for role, actor_class in (("env", EnvWorker), ("engine", EngineActor), ("learner", LearnerActor)):
+        nodes[role] = [ray.remote(actor_class).bind() for _ in bundles(config)[role]]
+    buffer = ray.remote(BufferActor).bind()
+    names = {id(buffer): "ReplayBuffer"}
+    for role, name in (("env", "EnvWorker"), ("engine", "InferenceEngine"), ("learner", "Learner")):
+        names |= {id(node): f"{name}[{i}]" for i, node in enumerate(nodes[role])}
+    return Actors(buffer, nodes["env"], nodes["engine"], nodes["learner"]), names
+
+
+def _needs(cpus: float, gpus: float) -> dict[str, float]:
+    return {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount} or {"CPU": 0.01}
+
+
+def hire(config: RunConfig, model_path: str, folder: str, timeout_s: float = START_TIMEOUT_S) -> Crew:
+    """Starts the actors of a run, each role in a placement group of its own, and waits until all of them are there.
+
+    Learners and engines are packed on as few nodes as they fit on, env workers are spread. Raises `RuntimeError` that
+    names what the cluster does not have.
+    """
+    wanted = bundles(config)
+    placed = {role: placement_group(wanted[role], "SPREAD" if role == "env" else "PACK") for role in wanted}
+    for role, group in placed.items():
+        if not group.wait(timeout_s):  # new nodes of a cluster that grows take minutes to come
+            for other in placed.values():
+                remove_placement_group(other)
+            raise RuntimeError(
+                f"the cluster has no room for {len(wanted[role])} x {role} with {wanted[role][0]} each; it has "
+                f"{_resources()}: free some, add nodes, or ask for fewer in the config"
+            )
+
+    def options(role: str, index: int, **more: Any) -> dict[str, Any]:
+        where = PlacementGroupSchedulingStrategy(placed[role], placement_group_bundle_index=index)
+        needs = wanted[role][index]
+        return {
+            "num_cpus": needs.get("CPU", 0),
+            "num_gpus": needs.get("GPU", 0),
+            "scheduling_strategy": where,
+            "max_task_retries": 0,
+            **more,
+        }
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    buffer = ray.remote(BufferActor).options(num_cpus=0, scheduling_strategy=here).remote(config, folder)
+    env_class, engine_class, learner_class = ray.remote(EnvWorker), ray.remote(EngineActor), ray.remote(LearnerActor)
+    actors = Actors(
+        buffer,
+        [
+            env_class.options(**options("env", i, max_restarts=-1, allow_out_of_order_execution=True)).remote(
+                config, model_path
+            )
+            for i in range(len(wanted["env"]))
+        ],
+        [
+            engine_class.options(**options("engine", i, max_concurrency=1000)).remote(config, model_path)
+            for i in range(len(wanted["engine"]))
+        ],
+        [
+            learner_class.options(**options("learner", rank)).remote(config, rank)
+            for rank in range(config.learner.num_ranks)
+        ],
+    )
+    return Crew(actors, tuple(placed.values()))
+
+
+def _resources() -> str:
+    total = ray.cluster_resources()
+    return f"{total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs"

@@ -1,0 +1,34 @@
+"""The Ray cluster of a run: found or started, and checked for room before any actor is."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from g1_ray.config import RunConfig
+from g1_ray.placement import check_run, nodes_of_ray, nodes_of_yaml, this_machine
+
+
+def connect(config: RunConfig, address: str = "", cluster_file: str = "") -> None:
+    """Joins the cluster at `address`, else that of RAY_ADDRESS, else one that runs on this machine, else starts one.
+
+    Raises `ValueError` where the run does not fit, before anything of it is started. A cluster that grows is taken at
+    the size that its file `cluster_file` lets it grow to.
+    """
+    address = address or os.environ.get("RAY_ADDRESS", "")
+    if not address:
+        check_run(config, this_machine())
+    if Path("~/.ray/auth_token").expanduser().exists():  # Ray writes it, and looks at it only where it is told to
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+    import ray
+
+    if not ray.is_initialized():
+        try:
+            ray.init(
+                address=address or None, include_dashboard=None if address else False, logging_level=logging.WARNING
+            )
+        except ConnectionError as error:
+            raise ValueError(f"no Ray cluster at {address!r}: {str(error).splitlines()[0]}") from None
+    check_run(config, nodes_of_yaml(cluster_file) if cluster_file else nodes_of_ray(ray.nodes()))

@@ -1,0 +1,116 @@
+"""Group-relative policy optimisation: the maths, without state.
+
+Which policy is the old one. Answers are sampled by an engine whose weights may be some steps behind and whose kernels
+round differently, and every batch is trained on once. PPO's ratio of new to old policy, with the old one taken as the
+learner at the start of the step, would then be 1 in value, and its clip would never act. So the ratio here is taken
+against the policy that really sampled the token, whose log-probability came along with it:
+
+    r = pi_learner / pi_inference = (pi_learner / pi_old) * (pi_old / pi_inference)
+
+The first factor carries the gradient, the second, equal to r in value, corrects for staleness and for the mismatch
+of the kernels. r is clipped as in PPO, which keeps the learner near the policy that made the data, and as a weight it
+is truncated at `tis_cap` (truncated importance sampling), which bounds the one case that PPO's minimum leaves open:
+a token of negative advantage that has become much likelier. Clipping off (clip_low = 1, a huge clip_high) leaves
+plain truncated importance sampling, which is the decoupled loss of AReaL (arXiv 2505.24298, equation 5) for one
+update a batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from g1_ray.config import AlgorithmConfig
+
+EPS = 1e-4
+"""What is added to a group's standard deviation."""
+
+
+def group_advantages(returns: NDArray[np.floating], divide_by_std: bool) -> NDArray[np.float32]:
+    """Advantages [..., G] of the returns [..., G] of groups.
+
+    (r - mean) / (std + 1e-4) with the unbiased std: GRPO, DeepSeekMath, arXiv 2402.03300, section 4.1.2; without the
+    division: Dr. GRPO, arXiv 2503.20783, equation 3.
+    """
+    centred = returns - returns.mean(-1, keepdims=True)
+    if divide_by_std:
+        centred = centred / (returns.std(-1, ddof=1, keepdims=True) + EPS)
+    return centred.astype(np.float32)
+
+
+def k3_kl(logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Tensor:
+    """Estimate [T] of KL(policy, reference) a token, unbiased for tokens of the policy and never negative.
+
+    exp(d) - d - 1 with d = reference - policy: Schulman, 'Approximating KL divergence' (2020), k3.
+    """
+    difference = reference_logprobs - logprobs
+    return difference.exp() - difference - 1
+
+
+def answer_log_ratios(log_ratios: torch.Tensor, answers: torch.Tensor, num_answers: int) -> torch.Tensor:
+    """Each token's log-ratio replaced by the mean over its answer: the sequence ratio of GSPO.
+
+    Group Sequence Policy Optimization, arXiv 2507.18071, equation 7. `log_ratios` [T]; `answers` [T] numbers the
+    answer of each token, below `num_answers`.
+    """
+    zeros = log_ratios.new_zeros(num_answers)
+    sums = zeros.index_add(0, answers, log_ratios)
+    counts = zeros.index_add(0, answers, torch.ones_like(log_ratios))
+    return (sums / counts.clamp(min=1))[answers]
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """The loss of tokens, and what there is to say about them."""
+
+    losses: torch.Tensor
+    """[T] to be weighted and summed."""
+    ratios: torch.Tensor
+    """[T] policy / inference policy, without gradient."""
+    clipped_low: torch.Tensor
+    """[T] True where the lower bound takes the gradient away."""
+    clipped_high: torch.Tensor
+    """[T] the same for the upper bound."""
+    tis_weights: torch.Tensor
+    """[T] the ratios as truncated."""
+
+
+def clipped_surrogate(
+    logprobs: torch.Tensor,
+    inference_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    answers: torch.Tensor,
+    num_answers: int,
+    config: AlgorithmConfig,
+) -> Surrogate:
+    """The policy loss -min(w A, clip(w, 1 - low, 1 + high) A) of each token [T].
+
+    PPO, arXiv 1707.06347, equation 7, with DAPO's separate bounds (arXiv 2503.14476, equation 10). w is the
+    ratio r against the inference policy (see the module), of each token or of each whole answer (GSPO), with its weight
+    truncated: value min(r, cap) and gradient min(r, cap) * grad log pi (TIS, Yao et al. 2025, 'Your efficient RL
+    framework secretly brings you off-policy RL training').
+    """
+    log_ratios = logprobs - inference_logprobs
+    if config.ratio == "sequence":
+        log_ratios = answer_log_ratios(log_ratios, answers, num_answers)
+    ratios = log_ratios.exp()
+    values = ratios.detach()
+    truncated = values.clamp(max=config.tis_cap) if config.tis_cap else values
+    weighted = ratios * (truncated / values.clamp(min=torch.finfo(values.dtype).tiny))
+    low, high = 1 - config.clip_low, 1 + config.clip_high
+    losses = -torch.minimum(weighted * advantages, weighted.clamp(low, high) * advantages)
+    return Surrogate(
+        losses=losses,
+        ratios=values,
+        clipped_low=(values < low) & (advantages < 0),
+        clipped_high=(values > high) & (advantages > 0),
+        tis_weights=truncated,
+    )
+
+
+def effective_sample_share(sum_of_ratios: float, sum_of_squares: float, num_tokens: float) -> float:
+    """(sum r)^2 / (n sum r^2), from 1 (on-policy) down to 1/n: Kish's effective sample size over n tokens."""
+    return sum_of_ratios**2 / (num_tokens * sum_of_squares) if sum_of_squares > 0 else 0.0

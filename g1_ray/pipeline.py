@@ -1,0 +1,225 @@
+"""A training run: starts the actors, keeps both graphs going, and writes down what came of it.
+
+    for every lane: admit -> observe -> generate -> score -> put, again and again
+    for every step: take -> step -> weights -> load_policy -> release; then, when due, canary, checkpoint, evaluation
+
+The driver moves no data: it starts ticks, and reads small reports. It waits for a step between steps only where
+something is due that needs engines and learners to stand still.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from envs import Codec
+from envs.rewards import reward_named
+from g1_ray.actors import START_TIMEOUT_S, StepSummary, hire
+from g1_ray.chat import Chat
+from g1_ray.config import RunConfig
+from g1_ray.graph import Executor, Finished, first_line, rollout_graph, train_graph
+from g1_ray.run_folder import RunFolder
+from g1_ray.states import draw_state
+from g1_ray.types import Completion, Ints, Prompt, Request, Sampling
+from g1_ray.weight_sync import CANARY_TOLERANCE, Canary
+
+TRAIN = -1
+"""The lane of the train graph."""
+MAX_FAILURES = 20
+"""Rollout ticks that fail one after the other, none going well between them, before the run gives up."""
+CALL_TIMEOUT_S = 600.0
+"""Longest wait for a single call outside of the graphs: a checkpoint, a canary, a batch of answers."""
+
+
+class Pipeline:
+    """One run on the Ray cluster that this process is connected to.
+
+    `start` may take minutes, `train` goes on until the steps or the minutes are over or `should_stop` says so, `close`
+    leaves nothing behind. A part that dies ends the run with an error that names it; what a checkpoint holds is safe.
+    """
+
+    def __init__(self, config: RunConfig, model_path: str, folder: RunFolder) -> None:
+        self.config, self.model_path, self.folder = config, model_path, folder
+        self.version = 0
+        self.failures = 0
+
+    def start(self, checkpoint: Path | None = None) -> None:
+        """Brings up every actor with one and the same policy: that of the checkpoint, or the model as it is."""
+        self.crew = hire(self.config, self.model_path, str(self.folder.path))
+        self.actors = self.crew.actors
+        self.executor = Executor(self.config.asynchrony.tick_timeout_s)
+        starting = [engine.start.remote() for engine in self.actors.engines]
+        address = self._get(self.actors.learners[0].address.remote(), START_TIMEOUT_S)
+        self._all([learner.setup.remote(address) for learner in self.actors.learners], START_TIMEOUT_S)
+        if checkpoint is not None:
+            self._resume(checkpoint)
+        self._all(starting, START_TIMEOUT_S)
+        if self.version:
+            self._publish()
+        self.canaries = [Canary(CANARY_TOLERANCE[self.config.model.dtype]) for _ in self.actors.engines]
+        self.sequences = canary_sequences(self.config, Chat(self.model_path))
+        self.check_canary()
+
+    def _resume(self, checkpoint: Path) -> None:
+        loaded = self._all([learner.load.remote(str(checkpoint)) for learner in self.actors.learners])
+        self.version, state = loaded[0]
+        self._get(self.actors.buffer.load_state_dict.remote(state))
+
+    def _publish(self) -> None:
+        """Hands the learner's policy to the engines, outside of a step."""
+        weights = [learner.weights.remote(None) for learner in self.actors.learners]
+        self._all([engine.load_version.remote(weights[0], self.version) for engine in self.actors.engines])
+        self._all(weights[1:])
+
+    # The loop
+
+    def train(
+        self,
+        on_step: Callable[[int, dict[str, float]], None],
+        should_stop: Callable[[], bool] = lambda: False,
+        evaluate: Callable[[int], dict[str, float]] | None = None,
+    ) -> None:
+        """Runs both graphs until the run is over, and leaves a checkpoint at the end."""
+        begun, asynchrony = time.monotonic(), self.config.asynchrony
+        for lane in range(asynchrony.lanes):
+            self._start_lane(lane)
+        self._start_step()
+        while TRAIN in self.executor.ticks:
+            for finished in self.executor.poll(timeout_s=1.0):
+                if finished.tick.lane != TRAIN:
+                    self._after_rollouts(finished)
+                    continue
+                self._after_step(finished, on_step, evaluate)
+                late = 0 < self.config.minutes * 60 <= time.monotonic() - begun
+                if self.version < self.config.steps and not late and not should_stop():
+                    self._start_step()
+        if not self._is_saved():
+            self.save()
+
+    def _start_lane(self, lane: int) -> None:
+        graph = rollout_graph(self.actors, lane, self.config.rollout.turns)
+        self.executor.start(lane, graph, self.config.asynchrony.groups_per_tick)
+
+    def _start_step(self) -> None:
+        self.executor.start(TRAIN, train_graph(self.actors), self.version)
+
+    def _after_rollouts(self, finished: Finished) -> None:
+        """Books a tick of a rollout lane, and starts the next one; what it was to make is made again if it failed."""
+        tick = finished.tick
+        self.folder.trace(
+            "rollout", tick.lane, tick.opened or tick.started, finished.at, groups=finished.result, error=finished.error
+        )
+        if not finished.error:
+            self.failures = 0
+        else:
+            self.failures += 1
+            if self.failures >= MAX_FAILURES:
+                raise RuntimeError(f"{self.failures} rollout ticks failed one after the other; {finished.error}")
+            tickets = self._get(tick.gate)
+            self._get(self.actors.buffer.fail.remote(tickets, finished.error))
+        self._start_lane(tick.lane)
+
+    def _after_step(
+        self,
+        finished: Finished,
+        on_step: Callable[[int, dict[str, float]], None],
+        evaluate: Callable[[int], dict[str, float]] | None,
+    ) -> None:
+        """Books an optimizer step, and does what is due after it."""
+        if finished.error:
+            raise RuntimeError(f"step {self.version + 1} failed; {finished.error}")
+        summary: StepSummary = finished.result
+        self.version = summary.version
+        self.folder.trace(
+            "train",
+            TRAIN,
+            summary.taken_at,
+            finished.at,
+            step=summary.version,
+            min_version=summary.min_version,
+        )
+        metrics = {**summary.metrics, **{f"groups/{name}": float(n) for name, n in summary.books.items()}}
+        config = self.config
+        if config.canary_every and self.version % config.canary_every == 0:
+            metrics.update(self.check_canary())
+        if config.checkpoint_every and self.version % config.checkpoint_every == 0:
+            self.save()
+        if evaluate is not None and config.eval.every and self.version % config.eval.every == 0:
+            metrics.update(evaluate(self.version))
+        on_step(self.version, metrics)
+
+    # What is due between steps
+
+    def check_canary(self) -> dict[str, float]:
+        """Compares every engine with the learner on fixed sequences. Raises `WeightSyncError` where they differ."""
+        learned = self._all([learner.logprobs.remote(self.sequences) for learner in self.actors.learners])[0]
+        answered = self._all([engine.logprobs.remote(self.sequences) for engine in self.actors.engines])
+        pairs = zip(self.canaries, answered, strict=True)
+        return {"canary_nats": max(canary.check(self.version, engine, learned) for canary, engine in pairs)}
+
+    def save(self) -> Path:
+        """Writes the checkpoint of this step: every rank takes part, and the buffer's books go with it."""
+        state = self._get(self.actors.buffer.snapshot.remote(self.version))
+        path = self.folder.checkpoint(self.version)
+        self._all([learner.save.remote(str(path), state) for learner in self.actors.learners])
+        self.folder.prune_checkpoints(self.config.keep_checkpoints)
+        return path
+
+    def _is_saved(self) -> bool:
+        return self.folder.checkpoint(self.version).exists()
+
+    def ask(self, requests: Sequence[Request], sampling: Sampling) -> list[Sequence[Completion]]:
+        """Answers outside of training, from all engines together."""
+        engines = self.actors.engines
+        parts = [engine.ask.remote(list(requests[i :: len(engines)]), sampling) for i, engine in enumerate(engines)]
+        answers: list[Any] = [None] * len(requests)
+        for i, part in enumerate(self._all(parts)):
+            answers[i :: len(engines)] = part
+        return answers
+
+    def books(self) -> dict[str, int]:
+        """What became of all groups: issued = trained + dropped + quarantined + in_flight."""
+        books: dict[str, int] = self._get(self.actors.buffer.books.remote())
+        return books
+
+    def close(self) -> None:
+        """Ends all actors. What is in flight is lost, and booked as that."""
+        if not hasattr(self, "crew"):
+            return
+        try:
+            self._get(self.actors.buffer.close.remote(), 30.0)
+            self._all([engine.stop.remote() for engine in self.actors.engines], 30.0)
+        except (ray.exceptions.RayError, RuntimeError) as error:
+            self.folder.note(f"not everything stopped of itself: {first_line(error)}")
+        self.crew.dismiss()
+
+    # Waiting
+
+    def _all(self, refs: Sequence[ray.ObjectRef], timeout_s: float = CALL_TIMEOUT_S) -> list[Any]:
+        return [self._get(ref, timeout_s) for ref in refs]
+
+    def _get(self, ref: ray.ObjectRef, timeout_s: float = CALL_TIMEOUT_S) -> Any:
+        try:
+            return ray.get(ref, timeout=timeout_s)
+        except ray.exceptions.GetTimeoutError:
+            raise RuntimeError(f"no answer after {timeout_s:g} s") from None
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, ValueError):  # what the user gave
+                raise error.cause from None
+            raise
+
+
+def canary_sequences(config: RunConfig, chat: Chat) -> list[tuple[Prompt, Ints]]:
+    """What the canary compares log-probabilities on: for each game a board with an answer, and the answer alone."""
+    sequences = []
+    for game in config.games:
+        task, codec = game.task(), Codec(game.task())
+        state = draw_state(task, game.states, config.seed, reward_named(game.reward))
+        start = state.game()
+        answer = chat.ids(codec.write(start.perception(), "", start.legal_actions()[0]))
+        sequences += [(chat.prompt([(state, None)]), answer), (Prompt(answer[:1], ()), answer[1:])]
+    return sequences

@@ -1,0 +1,66 @@
+"""What runs inside vLLM's own processes: a weight-transfer engine that reads a safetensors file.
+
+vLLM imports this module in each of its workers, because `worker_extension_cls` names it; that is what makes the backend
+known there, and it needs no installed entry point, so it also works from a `--working-dir` that Ray has unpacked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from safetensors import safe_open
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+BACKEND = "g1_ray_file"
+
+
+@dataclass
+class FileInitInfo(WeightTransferInitInfo):
+    """Nothing has to be agreed on beforehand."""
+
+
+@dataclass
+class FileUpdateInfo(WeightTransferUpdateInfo):
+    """Where the weights lie."""
+
+    path: str
+    """A safetensors file with all parameters by their Hugging Face names."""
+
+
+class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
+    """Loads the weights as vLLM loads a checkpoint: layer by layer, repacked where the CPU wants them so."""
+
+    init_info_cls = FileInitInfo
+    update_info_cls = FileUpdateInfo
+
+    def init_transfer_engine(self, init_info: FileInitInfo) -> None:
+        """There is no connection to open."""
+
+    def start_weight_update(self) -> None:
+        """Makes the layers ready to be loaded again."""
+        initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: FileUpdateInfo) -> None:
+        """Loads the file; it is mapped, so only one tensor at a time is copied."""
+        with safe_open(update_info.path, framework="pt") as file:
+            self.model.load_weights((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+
+    def finish_weight_update(self) -> None:
+        """Repacks what is left over."""
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def shutdown(self) -> None:
+        """There is nothing to release."""
+
+
+class Worker:
+    """The extension itself: importing it is what it is for."""
+
+
+WeightTransferEngineFactory.register_engine(BACKEND, FileWeightTransferEngine)

@@ -1,0 +1,147 @@
+"""How a learner's weights reach the engines, and how a sync that did not take is noticed.
+
+    learner: named parameters -> pack_weights -> an array of bytes -> engine: load_policy(bytes, version) -> its version
+
+The bytes are a safetensors file, so they travel as one Ray object and are mapped from a file without a copy. An engine
+refuses a version that is not newer than its own, and weights that are not exactly its model's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs import Codec, State, Task
+from g1_ray.episodes import seed_of
+from g1_ray.types import Floats, Ints, Prompt
+
+if TYPE_CHECKING:
+    import torch
+
+    from g1_ray.chat import Chat
+
+CANARY_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
+"""Nats. Measured on a tiny model: 2.5e-7 and 1.8e-3; models of billions of parameters differ some 20 times as much."""
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What a weight sync came to."""
+
+    version: int
+    """Policy version of the engine from now on."""
+    num_bytes: int
+    pause_s: float
+    """How long no token was sampled."""
+    load_s: float
+    """The part of it that loading took."""
+
+
+class WeightSyncError(RuntimeError):
+    """The engine does not compute what the learner computes."""
+
+
+def pack_weights(parameters: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> NDArray[np.uint8]:
+    """The parameters of a model by their names in Hugging Face's module tree, cast to `dtype`, as safetensors bytes.
+
+    All of them, whole (not shards), frozen ones too; the names are those of `model.named_parameters()`. A peft adapter
+    has to be merged into them first: engines know nothing of LoRA.
+    """
+    from safetensors.torch import save
+
+    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in parameters}
+    return np.frombuffer(save(tensors), np.uint8)
+
+
+def unpack_weights(weights: NDArray[np.uint8]) -> dict[str, torch.Tensor]:
+    """The tensors of `pack_weights` by name."""
+    from safetensors.torch import load
+
+    return load(weights.tobytes())
+
+
+def packed_names(weights: NDArray[np.uint8]) -> list[str]:
+    """The names of what `pack_weights` packed, off the header of the safetensors format."""
+    length = int.from_bytes(weights[:8].tobytes(), "little")
+    return [name for name in json.loads(weights[8 : 8 + length].tobytes()) if name != "__metadata__"]
+
+
+@contextlib.contextmanager
+def weights_file(weights: NDArray[np.uint8]) -> Iterator[Path]:
+    """A file with these bytes for as long as the context lasts: in memory (/dev/shm) where there is room."""
+    shm = Path("/dev/shm")
+    in_memory = shm.is_dir() and os.access(shm, os.W_OK) and shutil.disk_usage(shm).free > 2 * len(weights)
+    with tempfile.NamedTemporaryFile(prefix="g1-ray-", suffix=".safetensors", dir=shm if in_memory else None) as file:
+        file.write(weights.data)
+        file.flush()
+        yield Path(file.name)
+
+
+def check_version(old: int, new: int) -> None:
+    """Raises `ValueError` unless the version is newer than the engine's."""
+    if new <= old:
+        raise ValueError(f"policy version {new}: the engine holds version {old} and takes newer ones only")
+
+
+def check_names(given: Iterable[str], needed: Iterable[str]) -> None:
+    """Raises `ValueError` where weights lack a parameter of the model, or hold more than a tied head that it lacks."""
+    given, needed = set(given), set(needed)
+    missing, over = sorted(needed - given), sorted(given - needed - {"lm_head.weight"})
+    if missing or over:
+        what = f"lack {missing[0]} and {len(missing) - 1} more" if missing else f"hold {over[0]}, which the model lacks"
+        raise ValueError(f"these weights {what}: publish all of model.named_parameters(), adapters merged")
+
+
+class Canary:
+    """Compares log-probabilities of engine and learner on fixed sequences, once after a sync.
+
+    `tolerance`: largest mean difference, nats; `CANARY_TOLERANCE` has one for each dtype. A sync that did not take
+    differs by as much as a step changes the policy, which may well be within it, so the learner's values of the last
+    check are kept: an engine that is much nearer to those than to the new ones has the old weights.
+    """
+
+    def __init__(self, tolerance: float) -> None:
+        self.tolerance = tolerance
+        self._last: NDArray[np.float32] | None = None
+
+    def check(self, version: int, engine: Sequence[Floats], learner: Sequence[Floats]) -> float:
+        """The mean difference, nats, over the tokens of the sequences.
+
+        Raises `WeightSyncError` above the tolerance, and where the engine still computes what the learner did before.
+        """
+        ours, theirs = np.concatenate(list(learner)), np.concatenate(list(engine))
+        assert ours.shape == theirs.shape
+        gap = float(np.abs(ours - theirs).mean())
+        last, self._last = self._last, ours
+        if not gap <= self.tolerance:
+            raise WeightSyncError(
+                f"version {version}: log-probabilities of engine and learner differ by {gap:.2g} nats a token "
+                f"(tolerance {self.tolerance:.2g}): the weights did not arrive, or the two disagree about the model"
+            )
+        if last is not None and float(np.abs(last - theirs).mean()) < gap / 4:
+            raise WeightSyncError(
+                f"version {version}: the engine computes the log-probabilities of the learner's last version "
+                f"(differences {np.abs(last - theirs).mean():.2g} and {gap:.2g} nats): its weights were not replaced"
+            )
+        return gap
+
+
+def canary_sequences(chat: Chat, task: Task) -> list[tuple[Prompt, Ints]]:
+    """What the canary is run on: a text and a picture of the task's first board, with an answer each."""
+    game = task.new_game()
+    game.reset(seed_of("canary"))
+    board = game.perception()
+    codec = Codec(task)
+    answer = codec.write(board, codec.describe(board), int(game.legal_actions()[0]))
+    ids, completion = (np.asarray(chat.tokenizer(each).input_ids, np.int32) for each in (codec.prompt(), answer))
+    return [(Prompt(ids, ()), completion), (chat.prompt([(State.of(task, game), None)]), completion)]

@@ -1,0 +1,80 @@
+"""Perception-enhanced cold start: make a data set of a teacher's answers and fine-tune a model on it."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+
+from g1_ray.coldstart import ColdstartConfig, LessonConfig, load_coldstart
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`g1-ray coldstart`."""
+    parser = argparse.ArgumentParser(prog="g1-ray coldstart", description=__doc__)
+    parser.add_argument("config", help="a TOML file, such as jobs/configs/coldstart.toml")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options to replace: sft.batch_size=32")
+    parser.add_argument("--dry-run", action="store_true", help="print the config as resolved and stop")
+    parser.add_argument("--data-only", action="store_true", help="make the data set and stop")
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    args = parser.parse_args(argv)
+    config = load_coldstart(args.config, args.overrides)
+    if args.dry_run:
+        print(config.model_dump_json(indent=2))
+        return 0
+    if config.folder.exists() and not args.resume:
+        raise ValueError(f"{config.folder}: there is a run already; give --resume, or another name=...")
+    config.folder.mkdir(parents=True, exist_ok=True)
+    (config.folder / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
+    for game in config.games:
+        make_data(config, game)
+    if not args.data_only:
+        train(config)
+    return 0
+
+
+def make_data(config: ColdstartConfig, game: LessonConfig) -> None:
+    """Writes the examples of a game, unless they are there."""
+    from g1_ray.coldstart import Maker, make_examples
+    from g1_ray.dataset import write_dataset
+
+    path = config.folder / "data" / f"{game.name}.parquet"
+    if path.exists():
+        return
+    skipped: Counter[str] = Counter()
+    maker = Maker(game, config.teacher, config.seed)
+    examples = make_examples(maker, game.examples, config.workers, lambda cause: skipped.update([cause]))
+    rows = write_dataset(path, examples)
+    unusable = f"; unusable answers: {dict(skipped)}" if skipped else ""
+    print(f"{path}: {rows} examples{unusable}", flush=True)
+
+
+def train(config: ColdstartConfig) -> None:
+    """Fine-tunes the model on the examples; what is left in the run folder is told on the way."""
+    from g1_ray.config import model_path
+    from g1_ray.dataset import read_dataset
+    from g1_ray.sft import Trainer, fit, last_checkpoint, make_lot
+
+    examples = [read_dataset(config.folder / "data" / f"{game.name}.parquet") for game in config.games]
+    checkpoint = last_checkpoint(config.folder)
+    total = sum(game.ratio for game in config.games)
+    shares = [game.ratio / total for game in config.games]
+    trainer = Trainer(checkpoint or model_path(config.model), config.sft, num_steps(config, shares), config.seed)
+    if checkpoint:
+        trainer.resume(checkpoint)
+        print(f"goes on from {checkpoint}")
+    lots = [make_lot(trainer.chat, of_game, share) for of_game, share in zip(examples, shares, strict=True)]
+    fit(trainer, lots, config.folder)
+    print(f"wrote {last_checkpoint(config.folder)}")
+
+
+def num_steps(config: ColdstartConfig, shares: Sequence[float]) -> int:
+    """Optimizer steps: as given, or as many as it takes to go through every game's examples often enough."""
+    if config.sft.steps:
+        return config.sft.steps
+    longest = max(game.examples / share for game, share in zip(config.games, shares, strict=True))
+    return max(1, round(config.sft.epochs * longest / config.sft.batch_size))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

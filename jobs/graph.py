@@ -1,0 +1,46 @@
+"""Print the two graphs of a run, call by call, and where its parts are placed. Nothing is started."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`g1-ray graph`."""
+    parser = argparse.ArgumentParser(prog="g1-ray graph", description=__doc__)
+    parser.add_argument("config", help="a TOML file, such as jobs/configs/quickstart.toml")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as learner.num_ranks=2")
+    args = parser.parse_args(argv)
+
+    from g1_ray.config import load_config
+
+    config = load_config(args.config, args.overrides)
+
+    from g1_ray.actors import bundles, unmade
+    from g1_ray.graph import describe, rollout_graph, train_graph
+
+    actors, names = unmade(config)
+    lanes, turns = config.asynchrony.lanes, config.rollout.turns
+    print(f"rollout graph: {lanes} lanes, input = {config.asynchrony.groups_per_tick} groups; lane 0")
+    for line in describe(rollout_graph(actors, 0, min(turns, 2)), names):
+        print("  " + line)
+    if turns > 2:
+        print(f"  (generate and score: {turns} times; two are shown)")
+    slots = (config.asynchrony.max_staleness + 1) * config.rollout.groups_per_step
+    print(f"  at most {slots} groups of {config.rollout.group_size} under way: (max_staleness + 1) x groups_per_step\n")
+    print(f"train graph: one tick a step, {config.rollout.groups_per_step} groups, input = policy version")
+    for line in describe(train_graph(actors), names):
+        print("  " + line)
+    print("\nplacement")
+    print("  ReplayBuffer     the driver's node")
+    for role, strategy in (("env", "SPREAD"), ("engine", "PACK"), ("learner", "PACK")):
+        needs = bundles(config)[role]
+        each = ", ".join(f"{amount:g} {name}" for name, amount in needs[0].items())
+        print(f"  {role:16} {len(needs)} x ({each}), {strategy}")
+    return 0
+
+
+if __name__ == "__main__":
+    from jobs.__main__ import run
+
+    raise SystemExit(run("graph", main))

@@ -1,0 +1,130 @@
+"""Train a vision-language model on the games of a config, from start to table: rollouts, steps, evaluation, report."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from g1_ray.config import RunConfig
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`g1-ray train`."""
+    parser = argparse.ArgumentParser(prog="g1-ray train", description=__doc__)
+    parser.add_argument("config", help="a TOML file, such as jobs/configs/quickstart.toml")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as optimizer.lr=1e-5 games.0.ratio=2")
+    parser.add_argument("--dry-run", action="store_true", help="say what would run, what it needs, and whether it fits")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run's folder")
+    parser.add_argument("--address", default="", help="Ray cluster to join (default: RAY_ADDRESS, else a local one)")
+    parser.add_argument("--cluster", default="", metavar="YAML", help="its file, where it grows: what it may grow to")
+    args = parser.parse_args(argv)
+
+    from g1_ray.config import check_model, check_software, load_config
+
+    config = load_config(args.config, args.overrides)
+    if args.dry_run:
+        from g1_ray.placement import dry_run, nodes_of_yaml
+
+        text, fits = dry_run(config, nodes_of_yaml(args.cluster) if args.cluster else None)
+        print(text)
+        return 0 if fits else 2
+    check_software(config)
+    check_model(config.model.path)
+    return train(config, args.resume, args.address, args.cluster)
+
+
+def train(config: RunConfig, resume: bool = False, address: str = "", cluster_file: str = "") -> int:
+    """Runs it all; returns the exit status."""
+    from g1_ray.progress import Progress
+
+    from g1_ray.cluster import connect
+
+    connect(config, address, cluster_file)  # before anything imports ray: it settles how Ray authenticates
+
+    from g1_ray.config import model_path
+    from g1_ray.pipeline import Pipeline
+    from g1_ray.run_folder import RunFolder
+
+    folder = RunFolder.open(config, resume=resume)
+    checkpoint = folder.latest() if resume else None
+    stop = _stop_on_signals()
+    begun = time.monotonic()
+    pipeline = Pipeline(config, model_path(config.model.path), folder)
+    with Progress(config) as progress:
+        try:
+            progress.note("starting the actors")
+            pipeline.start(checkpoint)
+            progress.note(f"training from step {pipeline.version}; started in {time.monotonic() - begun:.0f} s")
+
+            def on_step(step: int, metrics: dict[str, float]) -> None:
+                folder.log(step, metrics)
+                progress.step(step, metrics)
+
+            pipeline.train(on_step, stop.is_set)
+            books = pipeline.books()
+        finally:
+            pipeline.close()
+    trained_s = time.monotonic() - begun
+    if pipeline.version:
+        folder.save_curves()
+    results = []
+    if config.eval.runs and not stop.is_set():
+        results = evaluate(config, folder.path, str(folder.checkpoint(pipeline.version)))
+    folder.write_report(books, time.monotonic() - begun, training_s=trained_s, results=results)
+    folder.close()
+    if stop.is_set():
+        print(f"stopped at step {pipeline.version}; go on with --resume")
+    print(f"{folder.path}: curves.png, eval/table.md, eval/*.webp, report.json, checkpoints")
+    return 0
+
+
+def evaluate(config: RunConfig, folder: Path, checkpoint: str) -> list[dict[str, Any]]:
+    """The table at the end: every player on every game, in the terminal and in the run folder."""
+    import dataclasses
+
+    from g1_ray.clips import save_answers_clip
+    from g1_ray.config import model_path
+    from g1_ray.evaluation import table
+    from g1_ray.tournament import entries_of, play_all, results_of, write_results
+
+    models = {name: model_path(path) for name, path in config.eval.baselines.items()}
+    entries = entries_of(config, {**models, config.name: checkpoint})
+    print(f"evaluating {len(entries)} players, {config.eval.runs} runs of {config.eval.moves} moves each", flush=True)
+    runs = play_all(config, entries)
+    results = results_of(entries, runs)
+    write_results(folder / "eval", results, runs)
+    for entry, played in zip(entries, runs, strict=True):
+        if entry.model_path == checkpoint:
+            name = f"{entry.game.name}-{entry.player.replace(', ', '-').replace('=', '')}.webp"
+            save_answers_clip(played[0], folder / "eval" / name, entry.player)
+    rows = table(results)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return [dataclasses.asdict(result) for result in results]
+
+
+def _stop_on_signals() -> threading.Event:
+    """Set by the first Ctrl-C or SIGTERM: the step in progress ends, and is saved. The second one ends the process."""
+    stop = threading.Event()
+
+    def handle(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        print("\nstopping after this step; once more to stop at once", flush=True)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+    return stop
+
+
+if __name__ == "__main__":
+    from jobs.__main__ import run
+
+    raise SystemExit(run("train", main))

@@ -1,0 +1,15 @@
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """A Ray cluster of this process. Tests that use it belong together: mark them xdist_group("ray")."""
+    import ray
+
+    tests = str(Path(__file__).parent)  # for the actors that are defined in them
+    env = {"env_vars": {"PYTHONPATH": tests, "OMP_NUM_THREADS": "1"}}
+    ray.init(num_cpus=8, include_dashboard=False, logging_level="WARNING", runtime_env=env)
+    yield ray
+    ray.shutdown()

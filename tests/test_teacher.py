@@ -1,0 +1,134 @@
+import re
+
+import numpy as np
+import pytest
+
+from envs import Codec, State, Task
+from envs.core import Game
+from envs.games.g2048 import slide_line
+from envs.rewards import reward_table, ternary
+from g1_ray.config import StatesConfig
+from g1_ray.states import draw_state
+from g1_ray.teacher import Novice, Oracle, merged, think
+
+TASKS = {
+    "2048": Task.make("2048", reasoning={"size": 3}),
+    "2048 4x4": Task.make("2048", reasoning={"size": 4}),
+    "shisen": Task.make("shisen", reasoning={"rows": 4, "cols": 4}),
+    "photos": Task.make("shisen-photos", reasoning={"rows": 4, "cols": 4}),
+    "swap": Task.make("swap", reasoning={"rows": 5, "cols": 5}),
+}
+
+
+def games(task: Task, num: int, open_only: bool = False) -> list[Game]:
+    mix = StatesConfig(open_only=open_only)
+    return [draw_state(task, mix, seed, ternary).game() for seed in range(num)]
+
+
+def won(game: Game, action: int) -> bool:
+    return ternary(game.fork().step(action)) > 0
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_answers_are_well_formed_and_see_the_board(name: str) -> None:
+    task = TASKS[name]
+    codec, rng = Codec(task), np.random.default_rng(0)
+    for teacher in (Oracle(task), Novice(task)):
+        for game in games(task, 10):
+            before = game.snapshot()
+            lesson = teacher.answer(game, rng)
+            answer = codec.read(lesson.text)
+            assert answer.well_formed and answer.action == lesson.action
+            assert codec.score_perception(answer.perception, game.perception()).exact
+            assert game.snapshot() == before
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_an_oracle_that_never_errs_scores_wherever_it_can(name: str) -> None:
+    teacher, rng = Oracle(TASKS[name], err=0), np.random.default_rng(0)
+    for game in games(TASKS[name], 40):
+        lesson = teacher.answer(game, rng)
+        assert not lesson.erred
+        assert lesson.action in reward_table(game).best
+
+
+@pytest.mark.parametrize("name", ["2048", "2048 4x4"])
+def test_errs_at_its_rate(name: str) -> None:
+    rng = np.random.default_rng(0)
+    states = games(TASKS[name], 150, open_only=True)
+    for rate in (0.28, 1.0):
+        lessons = [(game, Oracle(TASKS[name], rate).answer(game, rng)) for game in states]
+        assert all(won(game, lesson.action) is not lesson.erred for game, lesson in lessons)
+        erred = np.mean([lesson.erred for _, lesson in lessons])
+        assert abs(erred - rate) < 0.1
+
+
+@pytest.mark.parametrize("name", ["shisen", "photos"])
+def test_errs_with_equal_tiles_that_no_path_joins(name: str) -> None:
+    rng, erred = np.random.default_rng(0), 0
+    for game in games(TASKS[name], 60):
+        lesson = Oracle(TASKS[name], 1.0).answer(game, rng)
+        a, b = game.actions.cells(lesson.action)
+        board = game.perception()
+        assert board.flat[a] == board.flat[b] > 0
+        assert won(game, lesson.action) is not lesson.erred
+        erred += lesson.erred
+    assert erred > 15
+
+
+def test_answers_are_drawn_from_the_generator_given() -> None:
+    (game,) = games(TASKS["shisen"], 1)
+    texts = [Oracle(TASKS["shisen"]).answer(game, np.random.default_rng(seed)).text for seed in (1, 1, *range(20))]
+    assert texts[0] == texts[1]
+    assert len(set(texts)) > 1
+
+
+def state_2048(board: list[list[int]]) -> Game:
+    game = TASKS["2048"].new_game()
+    game.reset(0)
+    data = bytearray(game.snapshot())
+    data[-9:] = bytes(np.array(board, np.uint8).ravel().tolist())
+    return State(TASKS["2048"], bytes(data)).game()
+
+
+def test_working_of_2048() -> None:
+    game = state_2048([[1, 0, 1], [2, 3, 4], [2, 1, 0]])
+    thought = think(game, Codec(TASKS["2048"]).names, np.random.default_rng(0), False)
+    assert thought.working == "rows 4 | - | -\ncolumns 8 | - | -"
+    assert thought.moves == [0]  # up: the 8 is worth more than the 4
+    game = state_2048([[1, 1, 1], [2, 3, 4], [5, 6, 0]])
+    names = Codec(TASKS["2048"]).names
+    assert think(game, names, np.random.default_rng(0), False).moves == [3]
+    assert think(game, names, np.random.default_rng(0), True).moves == [2]  # up changes nothing
+
+
+def test_merged_is_what_sliding_merges() -> None:
+    for line in np.ndindex(4, 4, 4, 4):
+        after, _, gain, merges = slide_line(bytes(line), 9)
+        assert bool(merged(bytes(line), 9)) == bool(merges)
+        assert 1 << merged(bytes(line), 9) <= max(gain, 1) <= merges << merged(bytes(line), 9) or not merges
+    assert merged(bytes([9, 9]), 9) == 0
+
+
+def test_working_of_shisen_names_every_tile_of_a_kind() -> None:
+    codec = Codec(TASKS["shisen"])
+    for seed, game in enumerate(games(TASKS["shisen"], 20)):
+        thought = think(game, codec.names, np.random.default_rng(seed), False)
+        kind, cells = re.fullmatch(r"(\w+ \w+) (.*)", thought.working).groups()  # type: ignore[union-attr]
+        where = np.argwhere(game.perception() == codec.names.index(kind))
+        assert cells == " ".join(f"({row}, {col})" for row, col in where.tolist())
+        assert set(thought.moves) <= set(game.legal_actions())
+
+
+def test_novice_plays_any_legal_move_and_has_no_working() -> None:
+    (game,) = games(TASKS["shisen"], 1)
+    novice = Novice(TASKS["shisen"])
+    lessons = [novice.answer(game, np.random.default_rng(seed)) for seed in range(200)]
+    assert {lesson.action for lesson in lessons} == set(game.legal_actions())
+    assert len({re.search("<think>.*</think>", lesson.text, re.DOTALL)[0] for lesson in lessons}) == 1  # type: ignore[index]
+    assert novice(game, np.random.default_rng(0)) in game.legal_actions()
+
+
+def test_rate_out_of_range() -> None:
+    with pytest.raises(ValueError, match="err = 1.5"):
+        Oracle(TASKS["2048"], 1.5)

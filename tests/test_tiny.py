@@ -1,0 +1,142 @@
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from safetensors import safe_open  # noqa: E402
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer  # noqa: E402
+
+from envs import Codec, State, Task  # noqa: E402
+from g1_ray.chat import Chat  # noqa: E402
+from g1_ray.config import MODELS, SHIPPED_MODELS  # noqa: E402
+from g1_ray.pixels import PixelValues  # noqa: E402
+from g1_ray.teacher import Novice, Oracle  # noqa: E402
+from g1_ray.tiny import TASKS, make_tiny  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("tiny")
+    make_tiny(out, TASKS, 0)
+    return out
+
+
+@pytest.fixture(scope="module")
+def chat(folder: Path) -> Chat:
+    return Chat(folder)
+
+
+def start(task: Task, seed: int = 0) -> State:
+    game = task.new_game()
+    game.reset(seed)
+    return State.of(task, game)
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.name}-{task.new_game().rows}")
+def test_prompts_and_answers_are_short_and_come_back(chat: Chat, task: Task) -> None:
+    state, rng = start(task), np.random.default_rng(0)
+    game = state.game()
+    cells = game.rows * game.cols
+    prompt = chat.prompt([(state, None)]).token_ids
+    assert (prompt == chat.image_token_id).sum() == cells  # a visual token a cell
+    assert len(prompt) - cells <= 16
+    for teacher in (Oracle(task), Novice(task)):
+        for seed in range(5):
+            text = teacher.answer(start(task, seed).game(), rng).text
+            ids = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+            assert chat.decode(np.array(ids)) == text
+            assert len(ids) <= cells + 20
+            assert chat.tokenizer.unk_token_id not in ids
+
+
+def test_a_board_costs_one_token_a_cell(chat: Chat) -> None:
+    for task in TASKS:
+        codec, board = Codec(task), start(task).game().perception()
+        assert len(chat.tokenizer(codec.describe(board) + "\n")["input_ids"]) == board.size
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\n \n", "h\u00e9llo \u65e5\u672c \U0001f600", "<answer>up</answer>", "a|b||c\td\r\n\x00", "(7, 11) (0, 1)"])
+def test_any_text_comes_back(chat: Chat, text: str) -> None:
+    assert chat.decode(np.array(chat.tokenizer(text)["input_ids"], int)) == text
+
+
+def test_prompts_of_other_settings_come_back(chat: Chat) -> None:
+    for task in (
+        Task.make("2048", reasoning={"size": 8, "goal": 64}, perception={"tiles": "colors"}),
+        Task.make("shisen", reasoning={"rows": 5, "cols": 8}),
+        Task.make("swap", reasoning={"rows": 9, "cols": 7, "goal": 3}, perception={"tiles": "glyphs"}),
+    ):
+        text = Codec(task).prompt()
+        assert chat.decode(np.array(chat.tokenizer(text)["input_ids"])) == text
+
+
+def test_every_piece_is_one_token(chat: Chat) -> None:
+    vocabulary = chat.tokenizer.get_vocab()
+    assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
+    for piece, token in itertools.islice(vocabulary.items(), 0, None, 7):
+        if not piece.startswith("<"):
+            assert chat.tokenizer(piece)["input_ids"] == [token]
+
+
+def test_template_is_that_of_qwen(chat: Chat) -> None:
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Hi"}]}]
+    render = chat.processor.apply_chat_template
+    assert render(messages, tokenize=False, add_generation_prompt=True) == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Hi<|im_end|>\n<|im_start|>assistant\n"
+    )
+    told = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    told += [{"role": "assistant", "content": "Yo"}]
+    assert render(told, tokenize=False) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYo<|im_end|>\n"
+    )
+
+
+def test_loads_by_the_auto_classes_and_sees_the_picture(folder: Path, chat: Chat) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    assert type(processor).__name__ == "Qwen2_5_VLProcessor"
+    assert 0.4e6 < sum(weight.numel() for weight in model.parameters()) < 1e6
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    task = TASKS[0]
+    states = [start(task, seed) for seed in range(2)]
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": Codec(task).prompt()}]}]
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    logits = []
+    for state in states:
+        inputs = processor(text=[text], images=[state.draw()], return_tensors="pt")
+        assert inputs["input_ids"][0].tolist() == chat.prompt([(state, None)]).token_ids.tolist()
+        assert np.array_equal(inputs["pixel_values"].numpy(), chat.pixel_values([state])[0])
+        with torch.no_grad():
+            logits.append(model(**inputs).logits[0, -1])
+    assert not torch.allclose(*logits)
+
+
+def test_no_frame_is_resized(chat: Chat) -> None:
+    for task in (*TASKS, Task.make("2048", reasoning={"size": 2}, perception={"tile_px": 28}), Task.make("swap")):
+        PixelValues(chat.image_processor, task.renderer)
+
+
+def test_the_seed_decides_the_weights(folder: Path, tmp_path: Path) -> None:
+    def weights(path: Path) -> bytes:
+        with safe_open(path / "model.safetensors", "np") as file:
+            return b"".join(file.get_tensor(name).tobytes() for name in sorted(file.keys()))
+
+    before = torch.random.get_rng_state()
+    make_tiny(tmp_path / "same", TASKS, 0)
+    make_tiny(tmp_path / "other", TASKS, 1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert weights(folder) == weights(tmp_path / "same") != weights(tmp_path / "other")
+
+
+def test_shipped_models_fit_and_load() -> None:
+    files = [file for name in SHIPPED_MODELS for file in (MODELS / name).iterdir()]
+    assert sum(file.stat().st_size for file in files) < 5_000_000
+    for name in SHIPPED_MODELS:
+        model = AutoModelForImageTextToText.from_pretrained(MODELS / name)
+        assert model.dtype == torch.float32
+        assert len(AutoTokenizer.from_pretrained(MODELS / name)) == model.config.text_config.vocab_size
