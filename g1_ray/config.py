@@ -198,6 +198,7 @@ class EvalConfig(Section):
     runs: int = Field(10, ge=0, description="runs of each player (paper: 10); 0: no evaluation")
     moves: int = Field(100, ge=0, description="moves a run (paper: 100); 0: whole episodes")
     seed: int = Field(1_000_000, ge=0, description="of the first run; training never sees it")
+    label: str = Field("", description="what the trained model is called in the table; default: the run's name")
     baselines: dict[str, str] = Field({}, description="models that the trained one is compared with: name = path")
     engine: Literal["", "vllm", "transformers"] = Field("", description="who answers; default: engine.kind")
     timeout_s: float = Field(3600.0, gt=0, description="longest wait for one player's runs on one game")

@@ -1,4 +1,4 @@
-"""Answers from vLLM: an `AsyncLLM` that gets token ids and finished `pixel_values`, so it tokenises and resizes nothing.
+"""Answers from vLLM: an `AsyncLLM` that gets token ids and `pixel_values`, and so tokenises and resizes nothing.
 
     generate -> EngineInput (ids, pixel values, their hash) -> EngineCore process -> ids, logprobs, policy versions
 
@@ -98,6 +98,7 @@ class VLLMEngine:
             "enforce_eager": config.enforce_eager,
             "enable_prefix_caching": True,
             "mm_processor_cache_gb": 0,
+            "mm_device_do_normalize": False,  # pixel values come normalised
             "limit_mm_per_prompt": {"video": 0},
             "generation_config": "vllm",
             "logprobs_mode": "raw_logprobs" if self._sampling.temperature == 1 else "processed_logprobs",

@@ -20,11 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.utils import logging
 
 from envs import State
@@ -33,15 +31,14 @@ from g1_ray.chat import Chat
 from g1_ray.config import RunConfig, model_path
 from g1_ray.grpo import clipped_surrogate, effective_sample_share, k3_kl
 from g1_ray.model import ADAPTER, Inputs, Picture, Policy, blocks_of, load_model, vision_is_frozen, vision_tower
-from g1_ray.samples import Pack, packs_in_order, packs_of
+from g1_ray.optimizer import Optimizer, whole
+from g1_ray.packs import Pack, packs_in_order, packs_of
 from g1_ray.types import Batch, Floats, Ints, Prompt, Sample
 
 _PICTURES = 64
 """Pictures that a frozen vision tower looks at in one call."""
 _KEPT_BYTES = 16 << 30
 """Models that are no larger in the compute dtype stay gathered between forward and backward pass."""
-_KINDS = ("master", "exp_avg", "exp_avg_sq")
-"""What a checkpoint keeps of every parameter that is trained."""
 _SUMS = (
     "loss", "tokens", "ratio", "ratio_squared", "clip_low", "clip_high", "tis", "tis_capped",
     "kl", "inference_kl", "entropy", "packed_tokens",
@@ -58,23 +55,6 @@ class StepReport:
     """Of the step, the same on all ranks."""
     skipped: str = ""
     """Why no optimizer step was made; '' where one was."""
-
-
-@dataclass
-class _Trained:
-    """A parameter that is trained, and this rank's shard of it, which the optimizer works on."""
-
-    name: str
-    parameter: DTensor
-    shard: torch.nn.Parameter
-
-    def whole(self, shard: torch.Tensor) -> torch.Tensor:
-        """The full tensor that shards like this parameter's are parts of. Collective."""
-        like = self.parameter
-        made = DTensor.from_local(
-            shard, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
-        )
-        return made.full_tensor()
 
 
 class Learner:
@@ -110,7 +90,7 @@ class Learner:
         self.reference: Policy | None = None
         if self.config.algorithm.kl_coef and not model.lora.rank:
             self.reference = self._sharded(Policy(self._load(trained=False), self.config.rollout.temperature), mesh)
-        self._start_optimizer()
+        self.optimizer = Optimizer(self.policy.model, self.config.optimizer)
 
     def _load(self, trained: bool) -> Any:
         return load_model(self.config.model, self.config.seed, trained, self.device)
@@ -134,25 +114,6 @@ class Learner:
                 module.reshard()
         return policy
 
-    def _start_optimizer(self) -> None:
-        """AdamW on the plain shards: it works element by element, and distributed tensors would only slow it down."""
-        self.trained = [
-            _Trained(name, parameter, torch.nn.Parameter(parameter.detach().to_local()))
-            for name, parameter in self.policy.model.named_parameters()
-            if parameter.requires_grad
-        ]
-        config = self.config.optimizer
-        matrices = [t.shard for t in self.trained if t.parameter.ndim > 1]
-        vectors = [t.shard for t in self.trained if t.parameter.ndim <= 1]
-        groups = [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
-        for t in self.trained:
-            zeros = {kind: torch.zeros_like(t.shard) for kind in _KINDS[1:]}
-            self.optimizer.state[t.shard] = {"step": torch.zeros((), device=self.device), **zeros}
-
     # A step
 
     def step(self, batch: Batch) -> StepReport:
@@ -166,13 +127,12 @@ class Learner:
             return self._skip("no samples in the batch", {})
         pictures = self._look_at(packs)
         sums = self._total(sum(self._accumulate(pack, pictures) for pack in packs))
-        grad_norm = self._grad_norm()
+        grad_norm = self.optimizer.grad_norm()
         metrics = self._metrics(sums, grad_norm, len(packs))
         if not math.isfinite(sums[0]) or not math.isfinite(grad_norm):
-            self._forget_gradients()
+            self.optimizer.forget()
             return self._skip(f"loss {sums[0]}, gradient norm {grad_norm}", metrics)
-        metrics["lr"] = self._update(grad_norm)
-        self._forget_gradients()
+        metrics["lr"] = self.optimizer.step(grad_norm)
         self.version += 1
         metrics["step_s"] = time.perf_counter() - start
         metrics["tokens_per_s"] = metrics["packed_tokens"] / metrics["step_s"]
@@ -254,32 +214,6 @@ class Learner:
         totals: list[float] = sums.tolist()
         return totals
 
-    def _grad_norm(self) -> float:
-        """Of the whole gradient; each rank has a part. The shards are given their gradients here."""
-        for t in self.trained:
-            t.shard.grad = None if t.parameter.grad is None else t.parameter.grad.to_local()
-        gradients = [t.shard.grad for t in self.trained if t.shard.grad is not None and t.shard.numel()]
-        norms = torch._foreach_norm(gradients)
-        squares = torch.stack(norms).double().square().sum()
-        dist.all_reduce(squares)
-        return math.sqrt(float(squares)) if squares >= 0 else math.nan
-
-    def _update(self, grad_norm: float) -> float:
-        """Clips the gradient and makes the optimizer step; the learning rate."""
-        config = self.config.optimizer
-        gradients = [t.shard.grad for t in self.trained if t.shard.grad is not None]
-        if grad_norm > config.max_grad_norm:
-            torch._foreach_mul_(gradients, config.max_grad_norm / grad_norm)
-        lr = config.lr * min(1.0, (self.version + 1) / max(1, config.warmup_steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        return lr
-
-    def _forget_gradients(self) -> None:
-        for t in self.trained:
-            t.parameter.grad = t.shard.grad = None
-
     def _metrics(self, sums: Sequence[float], grad_norm: float, num_packs: int) -> dict[str, float]:
         by_name = dict(zip(_SUMS, sums, strict=True))
         tokens = max(1.0, by_name["tokens"])
@@ -315,19 +249,19 @@ class Learner:
                 weights[name] = tensor.to("cpu", self.dtype, copy=True)
         for name, parameter in self.policy.model.named_parameters():
             name = name.replace(".base_layer.", ".")
-            whole = _whole(parameter)
+            tensor = whole(parameter)
             if self.rank == 0 and name not in weights and ".lora_" not in name:
-                weights[name] = whole.to("cpu", self.dtype, copy=True)
+                weights[name] = tensor.to("cpu", self.dtype, copy=True)
         return weights
 
     def _changing(self) -> Iterator[tuple[str, torch.Tensor]]:
         """What training changes, by its Hugging Face name, whole. Collective."""
         if not self.config.model.lora.rank:
-            for t in self.trained:
-                yield t.name, _whole(t.parameter)
+            for t in self.optimizer.trained:
+                yield t.name, whole(t.parameter)
         for name, module in self._adapted():
-            down, up = (_whole(part[ADAPTER].weight) for part in (module.lora_A, module.lora_B))
-            yield f"{name}.weight", _whole(module.base_layer.weight).float() + module.scaling[ADAPTER] * (up @ down)
+            down, up = (whole(part[ADAPTER].weight) for part in (module.lora_A, module.lora_B))
+            yield f"{name}.weight", whole(module.base_layer.weight).float() + module.scaling[ADAPTER] * (up @ down)
 
     def _adapted(self) -> list[tuple[str, Any]]:
         """The modules that have an adapter, by name."""
@@ -343,26 +277,15 @@ class Learner:
         self._save_model(temporary)
         if self.rank == 0:
             (temporary / "learner").mkdir()
-        for kind in _KINDS:
-            tensors = {}
-            for t in self.trained:
-                whole = t.whole(self._part(t, kind))
-                if self.rank == 0:
-                    tensors[t.name] = whole.to("cpu", copy=True)
-            if self.rank == 0:
-                save_file(tensors, temporary / "learner" / f"{kind}.safetensors")
-                if kind == "master" and self.config.model.lora.rank:
-                    self._save_adapter(temporary / "adapter", tensors)
+        masters = self.optimizer.save(temporary / "learner", write=self.rank == 0)
+        if self.rank == 0 and self.config.model.lora.rank:
+            self._save_adapter(temporary / "adapter", masters)
         if self.rank == 0:
             state = {"version": self.version, "skipped": self.num_skipped, "extra": dict(extra or {})}
             state["config"] = self.config.model_dump(mode="json")
             (temporary / "learner" / "state.json").write_text(json.dumps(state, indent=1))
             checkpoints.publish(temporary, folder)
         dist.barrier()
-
-    def _part(self, t: _Trained, kind: str) -> torch.Tensor:
-        """This rank's shard of a kind of tensor that a checkpoint keeps for every parameter."""
-        return t.shard.detach() if kind == "master" else self.optimizer.state[t.shard][kind]
 
     def _save_model(self, folder: Path) -> None:
         model, weights = self.policy.model, self.weights()
@@ -396,34 +319,15 @@ class Learner:
         folder = Path(folder)
         if problem := checkpoints.problem_of(folder):
             raise ValueError(problem)
-        for kind in _KINDS:
-            with safe_open(folder / "learner" / f"{kind}.safetensors", "pt") as file:
-                if set(file.keys()) != {t.name for t in self.trained}:
-                    raise ValueError(f"{folder}: trains other parameters; resume with the config it was written with")
-                for t in self.trained:
-                    whole, like = file.get_tensor(t.name), t.parameter
-                    if whole.shape != like.shape:
-                        raise ValueError(f"{folder}: {t.name} is {list(whole.shape)}, not {list(like.shape)}")
-                    made = distribute_tensor(
-                        whole.to(self.device), like.device_mesh, like.placements, src_data_rank=None
-                    )
-                    self._part(t, kind).copy_(made.to_local())
         state = json.loads((folder / "learner" / "state.json").read_text())
         self.version, self.num_skipped = state["version"], state["skipped"]
-        for its in self.optimizer.state.values():
-            its["step"].fill_(self.version)
+        self.optimizer.load(folder / "learner", self.version)
         extra: dict[str, Any] = state["extra"]
         return extra
 
     def close(self) -> None:
         """Leaves the other ranks."""
         dist.destroy_process_group()
-
-
-def _whole(parameter: torch.Tensor) -> torch.Tensor:
-    """Collective where it is sharded."""
-    whole: torch.Tensor = parameter.detach()
-    return whole.full_tensor() if isinstance(whole, DTensor) else whole
 
 
 def _to_score(prompt: Prompt, completion: Ints) -> Sample:

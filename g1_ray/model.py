@@ -22,7 +22,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from g1_ray.attention import CHUNKS, SEGMENTS, Segments, segments_of
 from g1_ray.config import ModelConfig, model_path
 from g1_ray.episodes import seed_of
-from g1_ray.samples import Pack
+from g1_ray.packs import Pack
 
 ADAPTER = "default"
 """What peft calls the one adapter there is."""

@@ -21,6 +21,7 @@ from envs.rewards import reward_named
 from g1_ray.actors import START_TIMEOUT_S, StepSummary, hire
 from g1_ray.chat import Chat
 from g1_ray.config import RunConfig
+from g1_ray.evaluation import play_model, result_of
 from g1_ray.graph import Executor, Finished, first_line, rollout_graph, train_graph
 from g1_ray.run_folder import RunFolder
 from g1_ray.states import draw_state
@@ -61,7 +62,8 @@ class Pipeline:
         if self.version:
             self._publish()
         self.canaries = [Canary(CANARY_TOLERANCE[self.config.model.dtype]) for _ in self.actors.engines]
-        self.sequences = canary_sequences(self.config, Chat(self.model_path))
+        self.chat = Chat(self.model_path)
+        self.sequences = canary_sequences(self.config, self.chat)
         self.check_canary()
 
     def _resume(self, checkpoint: Path) -> None:
@@ -81,7 +83,6 @@ class Pipeline:
         self,
         on_step: Callable[[int, dict[str, float]], None],
         should_stop: Callable[[], bool] = lambda: False,
-        evaluate: Callable[[int], dict[str, float]] | None = None,
     ) -> None:
         """Runs both graphs until the run is over, and leaves a checkpoint at the end."""
         begun, asynchrony = time.monotonic(), self.config.asynchrony
@@ -93,7 +94,7 @@ class Pipeline:
                 if finished.tick.lane != TRAIN:
                     self._after_rollouts(finished)
                     continue
-                self._after_step(finished, on_step, evaluate)
+                self._after_step(finished, on_step)
                 late = 0 < self.config.minutes * 60 <= time.monotonic() - begun
                 if self.version < self.config.steps and not late and not should_stop():
                     self._start_step()
@@ -123,12 +124,7 @@ class Pipeline:
             self._get(self.actors.buffer.fail.remote(tickets, finished.error))
         self._start_lane(tick.lane)
 
-    def _after_step(
-        self,
-        finished: Finished,
-        on_step: Callable[[int, dict[str, float]], None],
-        evaluate: Callable[[int], dict[str, float]] | None,
-    ) -> None:
+    def _after_step(self, finished: Finished, on_step: Callable[[int, dict[str, float]], None]) -> None:
         """Books an optimizer step, and does what is due after it."""
         if finished.error:
             raise RuntimeError(f"step {self.version + 1} failed; {finished.error}")
@@ -148,8 +144,8 @@ class Pipeline:
             metrics.update(self.check_canary())
         if config.checkpoint_every and self.version % config.checkpoint_every == 0:
             self.save()
-        if evaluate is not None and config.eval.every and self.version % config.eval.every == 0:
-            metrics.update(evaluate(self.version))
+        if config.eval.every and self.version % config.eval.every == 0:
+            metrics.update(self.evaluate())
         on_step(self.version, metrics)
 
     # What is due between steps
@@ -171,6 +167,20 @@ class Pipeline:
 
     def _is_saved(self) -> bool:
         return self.folder.checkpoint(self.version).exists()
+
+    def evaluate(self) -> dict[str, float]:
+        """What the policy of the engines is worth now, at temperature 1, by the protocol of the config."""
+        config, metrics = self.config, {}
+        seeds = range(config.eval.seed, config.eval.seed + config.eval.runs)
+        sampling = Sampling(1.0, 1.0, config.rollout.max_tokens)
+        for game in config.games:
+            name = f"step {self.version}"
+            runs = play_model(game, name, self.chat, self.ask, seeds, config.eval.moves, sampling)
+            result = result_of(game.name, name, runs)
+            metrics[f"{game.name}/eval_score"] = result.score.mean
+            metrics[f"{game.name}/eval_scoring"] = result.scoring.mean / 100
+            metrics[f"{game.name}/eval_p_acc"] = result.p_acc
+        return metrics
 
     def ask(self, requests: Sequence[Request], sampling: Sampling) -> list[Sequence[Completion]]:
         """Answers outside of training, from all engines together."""

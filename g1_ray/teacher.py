@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import combinations
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from envs import Codec, Task
-from envs.core import Board, Game
+from envs.core import Game
 from envs.games.g2048 import DOWN, LEFT, RIGHT, UP, Game2048
 from envs.games.shisen import ShisenSho
 from envs.rewards import reward_table
@@ -109,7 +109,8 @@ def think_2048(game: Game, names: Sequence[str], rng: np.random.Generator, err: 
     """
     board, cap = game.perception(), game.num_kinds
     rows, columns = ([merged(line.tobytes(), cap) for line in lines] for lines in (board, board.T.copy()))
-    working = lines_in_words(names, rows, columns)
+    across, down = (" | ".join(names[kind] for kind in lines) for lines in (rows, columns))
+    working = f"rows {across}\ncolumns {down}"
     # Left before right and up before down: towards one corner, as people play it.
     made = {LEFT: max(rows), UP: max(columns), RIGHT: max(rows), DOWN: max(columns)}
     legal = [action for action in made if action in game.legal_actions()]
@@ -131,40 +132,29 @@ def merged(line: bytes, cap: int) -> int:
 
 
 def think_shisen(game: Game, names: Sequence[str], rng: np.random.Generator, err: bool) -> Thought:
-    """The kind of the first two equal tiles that meet in each row and in each column, and the first of these pairs.
+    """The board as it is seen from the top, the bottom, the left and the right, until two tiles seen are equal.
 
-    Tiles meet where a straight line joins them, on the board or along its outside. Where none meet, it is any legal
-    pair; a wrong move is a pair of equal tiles that no path joins.
+    They can be joined around that side. Where no side helps, it is any legal pair. A wrong move is a pair of equal tiles
+    that no path joins, or where there is none, a pair of unequal ones.
     """
     assert isinstance(game, ShisenSho)
-    board, actions = game.perception(), game.actions
-    cells = np.arange(board.size).reshape(board.shape)
-    flat = board.ravel()
-    rows, columns = (
-        [meeting(flat, line, at in (0, len(lines) - 1)) for at, line in enumerate(lines.tolist())]
-        for lines in (cells, cells.T)
-    )
-    met = [pair for pair in (*rows, *columns) if pair]
-    working = lines_in_words(names, *([int(flat[p[0]]) if p else 0 for p in lines] for lines in (rows, columns)))
-    legal = game.legal_actions()
-    if err:
-        places = (np.flatnonzero(flat == kind).tolist() for kind in np.unique(flat[flat > 0]).tolist())
-        equal = (actions.action(a, b) for cells_of in places for a, b in combinations(cells_of, 2))
-        return Thought(working, [action for action in equal if action not in legal])
-    return Thought(working, [actions.action(*met[0])] if met else legal)
-
-
-def meeting(flat: Board, line: Sequence[int], side: bool) -> tuple[int, int] | None:
-    """The first two equal tiles of a line with nothing between them; whatever is, if the line is a side of the board."""
-    tiles = [cell for cell in line if flat[cell]]
-    pairs = combinations(tiles, 2) if side else pairwise(tiles)
-    return next(((a, b) for a, b in pairs if flat[a] == flat[b]), None)
-
-
-def lines_in_words(names: Sequence[str], rows: Sequence[int], columns: Sequence[int]) -> str:
-    """What there is in each row and column, by kind; 0 is nothing."""
-    across, down = (" | ".join(names[kind] for kind in lines) for lines in (rows, columns))
-    return f"rows {across}\ncolumns {down}"
+    board, legal = game.perception(), game.legal_actions()
+    flat, cells = board.ravel(), np.arange(board.size).reshape(board.shape)
+    lines, right = [], []
+    for side, view in (("top", cells.T), ("bottom", cells[::-1].T), ("left", cells), ("right", cells[:, ::-1])):
+        seen = [next((cell for cell in line if flat[cell]), None) for line in view.tolist()]
+        lines.append(f"{side} {' | '.join(names[0 if cell is None else flat[cell]] for cell in seen)}")
+        pairs = combinations([cell for cell in seen if cell is not None], 2)
+        right = [game.actions.action(a, b) for a, b in pairs if a != b and flat[a] == flat[b]][:1]
+        if right:
+            break
+    working = "\n".join(lines)
+    if not err:
+        return Thought(working, right or legal)
+    tiles = combinations(np.flatnonzero(flat).tolist(), 2)
+    wrong = [(a, b) for a, b in tiles if game.actions.action(a, b) not in legal]
+    equal = [(a, b) for a, b in wrong if flat[a] == flat[b]]
+    return Thought(working, [game.actions.action(a, b) for a, b in equal or wrong])
 
 
 WORKINGS: dict[type[Game], Callable[[Game, Sequence[str], np.random.Generator, bool], Thought]] = {
@@ -172,5 +162,5 @@ WORKINGS: dict[type[Game], Callable[[Game, Sequence[str], np.random.Generator, b
     ShisenSho: think_shisen,
 }
 """How each game is thought about."""
-PHRASES = (UNSURE, BEST, "rows ", "columns ")
+PHRASES = (UNSURE, BEST, "rows ", "columns ", "top ", "bottom ", "left ", "right ")
 """Words of the workings that are neither kinds nor cells."""

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from envs import Codec, Task
+from g1_ray.teacher import PHRASES
 
 SPECIAL = (
     "<|endoftext|>",
@@ -40,6 +41,18 @@ _FRAME = ("system\nYou are a helpful assistant.", "user\n", "assistant\n", "\n",
 _TAGS = ("<perception>\n", "</perception>\n<think>\n", "\n</think>\n<answer>", "</answer>")
 MAX_PIXELS = 1 << 20
 """No board smaller than 36x36 cells of 28 pixels is resized."""
+
+TASKS = tuple(
+    Task.make(game, reasoning=reasoning, perception={"tile_px": 28, **look})
+    for game, look, settings in (
+        ("2048", {"tiles": "numbers"}, [{"size": size} for size in (3, 4, 5)]),
+        ("shisen", {}, [{"rows": rows, "cols": cols} for rows, cols in ((3, 4), (4, 4), (6, 6))]),
+        ("shisen-photos", {}, [{"rows": rows, "cols": cols} for rows, cols in ((3, 4), (4, 4), (6, 6))]),
+        ("swap", {}, [{"rows": side, "cols": side} for side in (5, 6, 8)]),
+    )
+    for reasoning in settings
+)
+"""What the tokenizer knows. A visual token is a cell of 28 pixels."""
 
 CHAT_TEMPLATE = (
     "{% macro show(part) %}"
@@ -82,7 +95,7 @@ def answer_pieces(task: Task) -> list[str]:
     return cells + places + [f" {place}" for place in places]
 
 
-def make_tokenizer(tasks: Sequence[Task], phrases: Iterable[str] = ()) -> PreTrainedTokenizerFast:
+def make_tokenizer(tasks: Sequence[Task], phrases: Iterable[str] = PHRASES) -> PreTrainedTokenizerFast:
     """A tokenizer of the text of `tasks` and of `phrases`: the fewest pieces that make up a text, bytes for the rest."""
     known = itertools.chain(
         _FRAME,
@@ -159,7 +172,7 @@ def make_tiny(
     out: str | Path,
     tasks: Sequence[Task],
     seed: int,
-    phrases: Iterable[str] = (),
+    phrases: Iterable[str] = PHRASES,
     *,
     text: Mapping[str, Any] | None = None,
     vision: Mapping[str, Any] | None = None,

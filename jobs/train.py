@@ -40,9 +40,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(config: RunConfig, resume: bool = False, address: str = "", cluster_file: str = "") -> int:
     """Runs it all; returns the exit status."""
-    from g1_ray.progress import Progress
-
     from g1_ray.cluster import connect
+    from g1_ray.progress import Progress
 
     connect(config, address, cluster_file)  # before anything imports ray: it settles how Ray authenticates
 
@@ -93,7 +92,7 @@ def evaluate(config: RunConfig, folder: Path, checkpoint: str) -> list[dict[str,
     from g1_ray.tournament import entries_of, play_all, results_of, write_results
 
     models = {name: model_path(path) for name, path in config.eval.baselines.items()}
-    entries = entries_of(config, {**models, config.name: checkpoint})
+    entries = entries_of(config, {**models, config.eval.label or config.name: checkpoint})
     print(f"evaluating {len(entries)} players, {config.eval.runs} runs of {config.eval.moves} moves each", flush=True)
     runs = play_all(config, entries)
     results = results_of(entries, runs)

@@ -1,6 +1,9 @@
+import functools
 import math
+import sys
 from collections import defaultdict
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,10 +93,18 @@ def test_effective_sample_share():
 # Against TRL
 
 
+@functools.cache
+def trl_trainer() -> Any:
+    """TRL's trainer; its loss needs no vLLM, whose import takes longest."""
+    pytest.importorskip("trl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trl.import_utils.is_vllm_available", lambda *args, **kwargs: False)
+        from trl.trainer.grpo_trainer import GRPOTrainer
+    return GRPOTrainer
+
+
 def trl_loss(inputs: dict[str, torch.Tensor], logprobs: torch.Tensor, **options: object) -> torch.Tensor:
     """TRL's own loss code, on an object that has just what it looks at."""
-    from trl.trainer.grpo_trainer import GRPOTrainer
-
     accelerator = SimpleNamespace(
         num_processes=1, reduce=lambda tensor, reduction: tensor, gather=lambda tensor: tensor
     )
@@ -117,7 +128,7 @@ def trl_loss(inputs: dict[str, torch.Tensor], logprobs: torch.Tensor, **options:
         _entropy_bonus_enabled=False,
         _metrics={"train": defaultdict(list)},
     )
-    return GRPOTrainer._compute_loss(SimpleNamespace(**(settings | options)), None, inputs)
+    return trl_trainer()._compute_loss(SimpleNamespace(**(settings | options)), None, inputs)
 
 
 def random_batch() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -203,8 +214,7 @@ def test_truncated_importance_sampling_without_clipping_equals_trl():
 
 
 def test_advantages_equal_trl():
-    from trl.trainer.utils import nanstd
-
+    nanstd = sys.modules[trl_trainer().__module__].nanstd
     returns = np.random.default_rng(0).normal(size=(5, 8))
     rewards = torch.tensor(returns)
     theirs = (rewards - rewards.nanmean(1, keepdim=True)) / (nanstd(rewards, dim=1)[:, None] + 1e-4)

@@ -12,7 +12,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from g1_ray.config import RunConfig
 from g1_ray.learner import Learner, StepReport
-from g1_ray.samples import batch_of, packs_of
+from g1_ray.packs import packs_of
+from g1_ray.samples import batch_of
 from g1_ray.types import Batch
 
 Weights = dict[str, torch.Tensor]
@@ -95,7 +96,7 @@ def test_the_first_step_is_adams():
 
 
 def test_training_on_a_batch_makes_its_good_answers_likelier():
-    config = toys.config(algorithm={"tis_cap": 0.0, "clip_high": 1e3, "clip_low": 1.0})
+    config = toys.config(algorithm={"tis_cap": 0.0, "clip_high": 1e3, "clip_low": 1.0}, optimizer={"lr": 1e-3})
     group = toys.group(1, rewards=(1.0, 0.0, 0.0, 0.0))
     sequences = [(r.turns[0].prompt, r.turns[0].completion.token_ids) for r in group.rollouts]
     with learner_of(config) as learner:

@@ -8,7 +8,8 @@ from transformers import AutoModelForImageTextToText, Qwen3VLConfig, Qwen3VLForC
 
 from g1_ray import model as model_module
 from g1_ray.model import Policy, load_model
-from g1_ray.samples import Pack, batch_of, packs_in_order, packs_of
+from g1_ray.packs import Pack, packs_in_order, packs_of
+from g1_ray.samples import batch_of
 from g1_ray.types import Sample
 
 PAD = toys.chat().image_token_id

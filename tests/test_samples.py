@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import toys
 
-from g1_ray.samples import batch_of, is_flat, packs_in_order, packs_of, problem_of, samples_of, token_weights
+from g1_ray.packs import packs_in_order, packs_of, token_weights
+from g1_ray.samples import batch_of, is_flat, problem_of, samples_of
 from g1_ray.types import Group, Rollout, Ticket
 
 PAD = toys.chat().image_token_id

@@ -65,15 +65,16 @@ def test_errs_at_its_rate(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["shisen", "photos"])
 def test_errs_with_equal_tiles_that_no_path_joins(name: str) -> None:
-    rng, erred = np.random.default_rng(0), 0
+    rng, equal = np.random.default_rng(0), 0
     for game in games(TASKS[name], 60):
         lesson = Oracle(TASKS[name], 1.0).answer(game, rng)
         a, b = game.actions.cells(lesson.action)
         board = game.perception()
-        assert board.flat[a] == board.flat[b] > 0
+        assert board.flat[a] and board.flat[b]
         assert won(game, lesson.action) is not lesson.erred
-        erred += lesson.erred
-    assert erred > 15
+        assert lesson.erred or np.count_nonzero(board) == 2  # the last pair can't be missed
+        equal += bool(board.flat[a] == board.flat[b]) and lesson.erred
+    assert equal > 15
 
 
 def test_answers_are_drawn_from_the_generator_given() -> None:
@@ -110,14 +111,21 @@ def test_merged_is_what_sliding_merges() -> None:
     assert merged(bytes([9, 9]), 9) == 0
 
 
-def test_working_of_shisen_names_every_tile_of_a_kind() -> None:
-    codec = Codec(TASKS["shisen"])
-    for seed, game in enumerate(games(TASKS["shisen"], 20)):
-        thought = think(game, codec.names, np.random.default_rng(seed), False)
-        kind, cells = re.fullmatch(r"(\w+ \w+) (.*)", thought.working).groups()  # type: ignore[union-attr]
-        where = np.argwhere(game.perception() == codec.names.index(kind))
-        assert cells == " ".join(f"({row}, {col})" for row, col in where.tolist())
-        assert set(thought.moves) <= set(game.legal_actions())
+@pytest.mark.parametrize("seed", range(30))
+def test_working_of_shisen_is_what_its_sides_show(seed: int) -> None:
+    codec, task = Codec(TASKS["shisen"]), TASKS["shisen"]
+    game = draw_state(task, StatesConfig(), seed, ternary).game()
+    board = game.perception()
+    thought = think(game, codec.names, np.random.default_rng(seed), False)
+    lines = thought.working.splitlines()
+    turned = {"top": board.T, "bottom": board[::-1].T, "left": board, "right": board[:, ::-1]}
+    for line, (side, view) in zip(lines, turned.items(), strict=False):
+        seen = [next((kind for kind in row if kind), 0) for row in view.tolist()]
+        assert line == f"{side} {' | '.join(codec.names[kind] for kind in seen)}"
+        tiles = [kind for kind in seen if kind]
+        last = line == lines[-1]
+        assert len(set(tiles)) == len(tiles) or last
+    assert set(thought.moves) <= set(game.legal_actions())
 
 
 def test_novice_plays_any_legal_move_and_has_no_working() -> None:

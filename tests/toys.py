@@ -118,7 +118,7 @@ def config(
         games=(GameConfig(game="2048", perception=LOOK),),
         algorithm=AlgorithmConfig(**(algorithm or {})),
         rollout=RolloutConfig(**(rollout or {})),
-        optimizer={"lr": 1e-3} | (optimizer or {}),
+        optimizer={"lr": 1e-4} | (optimizer or {}),
         learner=LearnerConfig(num_ranks=num_ranks, gpus=0, tokens_per_pack=tokens_per_pack),
     )
 
