@@ -6,7 +6,7 @@ CODE = envs g1_ray jobs tests
 .PHONY: test install lint newest fuzz slow bench demo clean
 
 test: lint
-	$(RUN) pytest -n 2
+	$(RUN) pytest -n 2 --dist loadgroup
 	$(MAKE) newest
 
 install: .venv/installed
@@ -37,8 +37,10 @@ slow: install
 bench: install
 	$(RUN) jobs.bench envs
 
+# Trains two games in one run with vLLM, FSDP2 and Ray on this machine, and ends with a table of all players.
 demo: install
-	$(RUN) jobs evaluate --out runs/demo --clips
+	rm -rf runs/demo
+	$(RUN) jobs.train jobs/configs/quickstart.toml name=demo
 
 clean:
 	rm -rf .venv .venv-newest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

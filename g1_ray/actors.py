@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Sequence
@@ -24,6 +25,13 @@ from g1_ray.samples import batch_of, is_flat, problem_of
 from g1_ray.types import Batch, Completion, Floats, Group, Ints, Play, Prompt, Request, Sampling, Ticket
 from g1_ray.weight_sync import SyncReport, pack_weights
 
+QUIET = {
+    "OMP_WAIT_POLICY": "passive",  # threads that spin while they wait take the cores that they wait for
+    "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Environment of every process of a run, there before torch is imported."""
 START_TIMEOUT_S = 600.0
 """Longest wait for an actor to be there: an engine compiles and loads before it is."""
 
@@ -258,6 +266,7 @@ def hire(config: RunConfig, model_path: str, folder: str, timeout_s: float = STA
             "num_gpus": needs.get("GPU", 0),
             "scheduling_strategy": where,
             "max_task_retries": 0,
+            "runtime_env": {"env_vars": QUIET},
             **more,
         }
 

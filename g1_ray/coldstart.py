@@ -76,6 +76,7 @@ class SftConfig(Section):
     final_lr: float = Field(0.1, ge=0, le=1, description="share of the lr that the cosine ends at")
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the forward and backward pass on a GPU")
     freeze_vision: bool = Field(False, description="whether the vision tower keeps its weights")
+    gradient_checkpointing: bool = Field(False, description="less memory, a third more time")
     checkpoint_every: int = Field(200, ge=0, description="steps; 0: only at the end")
     log_every: int = Field(10, ge=1, description="steps between lines of progress")
 
@@ -154,8 +155,10 @@ class Maker:
             case "novice":
                 return task, oracle, Novice(task)
         of = self.teacher
-        answer = {"key_env": of.key_env, "temperature": of.temperature, "max_tokens": of.max_tokens}
-        return task, oracle, Endpoint(task, of.url, of.model, **answer)
+        endpoint = Endpoint(
+            task, of.url, of.model, key_env=of.key_env, temperature=of.temperature, max_tokens=of.max_tokens
+        )
+        return task, oracle, endpoint
 
     def __call__(self, index: int) -> Example | str:
         """Example number `index`, or why there is none."""

@@ -17,7 +17,7 @@ import itertools
 import os
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from envs import State
 from g1_ray.config import EngineConfig
 from g1_ray.episodes import seed_of
 from g1_ray.types import Completion, Floats, Ints, Prompt, Request, Sampling
-from g1_ray.weight_sync import SyncReport, check_names, check_version, packed_names, weights_file
+from g1_ray.weight_sync import Manifest, SyncReport, check_names, check_version, packed_names, weights_file
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput, RequestOutput
@@ -51,14 +51,21 @@ class VLLMEngine:
     `model_path` is a folder or name that vLLM loads, `dtype` 'float32' or 'bfloat16', `sampling` what `generate` uses
     where it is not told otherwise. Log-probabilities are of softmax(logits / temperature) over the whole vocabulary
     where `sampling.temperature` is 1; at any other temperature vLLM gives those of the distribution that it samples
-    from, in which vision tokens, and tokens that `top_p` cuts off, have no share.
+    from, in which vision tokens, and tokens that `top_p` cuts off, have no share. `transfer`: whether weights come as
+    bytes (`load_policy`) or over NCCL (`receive_policy`).
     """
 
     def __init__(
-        self, model_path: str, engine: EngineConfig, dtype: str, sampling: Sampling, freeze_vision: bool = True
+        self,
+        model_path: str,
+        engine: EngineConfig,
+        dtype: str,
+        sampling: Sampling,
+        freeze_vision: bool = True,
+        transfer: Literal["file", "nccl"] = "file",
     ) -> None:
         self._path, self._config, self._dtype, self._sampling = model_path, engine, dtype, sampling
-        self._freeze_vision = freeze_vision
+        self._freeze_vision, self._transfer = freeze_vision, transfer
         self._version = 0
         self._ids = itertools.count()
 
@@ -73,14 +80,14 @@ class VLLMEngine:
                 'or set engine.kind = "transformers"'
             )
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        if (
-            not self._config.gpus
-        ):  # lets the engine's process do the work itself, which saves a process and its messages
+        if not self._config.gpus:
+            # The engine's process does the work itself, which saves a process and its messages, and compiles nothing,
+            # which takes longer than it saves.
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         import torch
         from transformers import AutoConfig, AutoModelForImageTextToText
         from vllm import AsyncEngineArgs
-        from vllm.config import WeightTransferConfig
         from vllm.v1.engine.async_llm import AsyncLLM
 
         from g1_ray.chat import Chat
@@ -89,13 +96,21 @@ class VLLMEngine:
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(self._path))
         self._parameters = frozenset(name for name, _ in model.named_parameters())
+        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._arguments()))
+        self._open = asyncio.Event()
+        self._open.set()
+        self._sync = asyncio.Lock()
+        await self._llm.update_weight_version("0")
+
+    def _arguments(self) -> dict[str, Any]:
+        from vllm.config import WeightTransferConfig
+
         config = self._config
         arguments: dict[str, Any] = {
             "model": self._path,
             "dtype": self._dtype,
             "max_model_len": config.max_model_len,
             "max_num_seqs": config.max_num_seqs,
-            "enforce_eager": config.enforce_eager,
             "enable_prefix_caching": True,
             "mm_processor_cache_gb": 0,
             "mm_device_do_normalize": False,  # pixel values come normalised
@@ -104,27 +119,23 @@ class VLLMEngine:
             "logprobs_mode": "raw_logprobs" if self._sampling.temperature == 1 else "processed_logprobs",
             "disable_log_stats": True,
             "worker_extension_cls": "g1_ray.vllm_worker.Worker",
-            "weight_transfer_config": WeightTransferConfig(backend="g1_ray_file"),
+            "weight_transfer_config": WeightTransferConfig(backend=self._transfer),
         }
         if config.gpus:
-            arguments |= {
+            return arguments | {
                 "gpu_memory_utilization": config.memory_utilization,
                 "tensor_parallel_size": max(1, int(config.gpus)),
+                "enforce_eager": config.enforce_eager,
             }
-        else:
-            arguments |= {
-                "kv_cache_memory_bytes": int(config.kv_cache_gb * 2**30),
-                "distributed_executor_backend": "uni",
-                "block_size": int(os.environ.get("BS", 32)),
-                # On CPU a request with a seed whose prompt is computed in two parts brings vLLM 0.32 down.
-                "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max(8192, config.max_model_len),
-            }
-        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
-        self._open = asyncio.Event()
-        self._open.set()
-        self._sync = asyncio.Lock()
-        await self._llm.update_weight_version("0")
+        return arguments | {
+            "kv_cache_memory_bytes": int(config.kv_cache_gb * 2**30),
+            "distributed_executor_backend": "uni",
+            "enforce_eager": True,
+            "block_size": 32,  # of the prefix cache, in tokens: prompts of tiny models are short
+            # A request with a seed whose prompt is computed in two parts brings vLLM 0.32 down on a CPU.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(8192, config.max_model_len),
+        }
 
     async def stop(self) -> None:
         """Ends the engine and its processes; answers in flight are lost."""
@@ -155,26 +166,42 @@ class VLLMEngine:
 
         Raises `ValueError` for a version that is not newer, and for weights of another model.
         """
+        with weights_file(weights) as path:
+            return await self._update(version, packed_names(weights), {"path": str(path)}, len(weights))
+
+    async def join_nccl(self, address: str, port: int, first_rank: int, world_size: int) -> None:
+        """Joins the learner's NCCL group with all its GPUs; returns once every rank is there. See `NcclSender`."""
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        meeting = {"master_address": address, "master_port": port, "world_size": world_size}
+        info = {**meeting, "rank_offset": first_rank, "packed": True}
+        await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
+
+    async def receive_policy(self, manifest: Manifest, version: int) -> SyncReport:
+        """`load_policy` of what `NcclSender.send` sends meanwhile."""
+        info = {"names": manifest.names, "dtype_names": manifest.dtypes, "shapes": manifest.shapes}
+        return await self._update(version, manifest.names, info, manifest.num_bytes)
+
+    async def _update(self, version: int, names: Sequence[str], info: dict[str, Any], num_bytes: int) -> SyncReport:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         async with self._sync:
             check_version(self._version, version)
-            check_names(packed_names(weights), self._parameters)
-            with weights_file(weights) as path:
-                self._open.clear()
-                started = time.perf_counter()
-                await self._llm.pause_generation(mode="keep", clear_cache=False)
-                paused = time.perf_counter()
-                await self._llm.start_weight_update()
-                await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"path": str(path)}))
-                await self._llm.finish_weight_update(weight_version=str(version))
-                loaded = time.perf_counter()
-                await self._llm.reset_prefix_cache()
-                self._version = version
-                await self._llm.resume_generation()
-                self._open.set()
+            check_names(names, self._parameters)
+            self._open.clear()
+            started = time.perf_counter()
+            await self._llm.pause_generation(mode="keep", clear_cache=False)
+            paused = time.perf_counter()
+            await self._llm.start_weight_update()
+            await self._llm.update_weights(WeightTransferUpdateRequest(update_info=info))
+            await self._llm.finish_weight_update(weight_version=str(version))
+            loaded = time.perf_counter()
+            await self._llm.reset_prefix_cache()
+            self._version = version
+            await self._llm.resume_generation()
+            self._open.set()
         ended = time.perf_counter()
-        return SyncReport(version, len(weights), pause_s=ended - started, load_s=loaded - paused)
+        return SyncReport(version, num_bytes, pause_s=ended - started, load_s=loaded - paused)
 
     async def _answer(self, request: Request, sampling: Sampling) -> tuple[Completion, ...]:
         from vllm import SamplingParams
@@ -201,7 +228,7 @@ class VLLMEngine:
         logprobs, spans = output.logprobs, output.weight_versions
         assert logprobs is not None and spans is not None and output.finish_reason in ("stop", "length"), output
         versions = np.repeat([int(span.version) for span in spans], [span.end - span.start for span in spans])
-        values = np.asarray(logprobs.logprobs, np.float32)[logprobs.start_indices]  # type: ignore[union-attr]
+        values = np.asarray(logprobs.logprobs, np.float32)[logprobs.start_indices]
         assert len(token_ids) == len(values) == len(versions)
         return Completion(token_ids, values, versions.astype(np.int32), output.finish_reason)
 

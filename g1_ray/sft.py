@@ -15,20 +15,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from envs import State, Task
+from g1_ray.attention import CHUNKS
 from g1_ray.chat import Chat
 from g1_ray.coldstart import Example, SftConfig
 from g1_ray.episodes import seed_of
+from g1_ray.model import vision_tower
 from g1_ray.types import Ints
-
 
 OPTIMIZER = "optimizer.safetensors"
 TRAINER = "trainer.json"
@@ -67,15 +66,19 @@ class Trainer:
         self.config, self.steps, self.seed = config, steps, seed
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).to(self.device).train()
-        if config.freeze_vision:
-            self.model.model.visual.requires_grad_(False)
+        tower = vision_tower(self.model)
+        if tower is not None:
+            tower.config._attn_implementation = CHUNKS
+            tower.requires_grad_(not config.freeze_vision)
+        if config.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.weights = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         of = config.optimizer
         self.optimizer = torch.optim.AdamW(
-            self.weights.values(), lr=of.lr, betas=of.betas, weight_decay=of.weight_decay, foreach=True
+            self.weights.values(), lr=of.lr, betas=of.betas, weight_decay=of.weight_decay, fused=True
         )
         self.step = 0
-        self._positions: dict[bytes, torch.Tensor] = {}
+        self._positions: dict[tuple[Task, int], torch.Tensor] = {}
 
     def lr(self, step: int) -> float:
         """The learning rate of a step: up linearly, then down along a cosine."""
@@ -133,7 +136,7 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._mixed):
             hidden = self.model.model(
                 input_ids=tokens,
-                position_ids=self._position_ids(tokens, grids[:1]),
+                position_ids=self._position_ids(lot, tokens, grids[:1]),
                 pixel_values=torch.from_numpy(pixels).to(self.device),
                 image_grid_thw=grids,
                 use_cache=False,
@@ -148,9 +151,9 @@ class Trainer:
     def _mixed(self) -> bool:
         return self.device.type == "cuda" and self.config.dtype == "bfloat16"
 
-    def _position_ids(self, tokens: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-        """[3, batch, length] the same for every row: worked out once a prompt, since the model does it token by token."""
-        key = tokens.shape[1].to_bytes(4, "little") + grid.cpu().numpy().tobytes()
+    def _position_ids(self, lot: Lot, tokens: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+        """[3, batch, length] the same for every row, and worked out once: the model does it token by token."""
+        key = lot.task, tokens.shape[1]
         if key not in self._positions:
             row = tokens[:1]
             kinds = (row == self.chat.image_token_id).long()
@@ -158,7 +161,7 @@ class Trainer:
         return self._positions[key].expand(-1, len(tokens), -1)
 
     def save(self, folder: Path) -> None:
-        """Writes the model in the Hugging Face format, and beside it what training needs to go on; whole or not at all."""
+        """Writes the model in the Hugging Face format, with what training needs to go on: whole, or not at all."""
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         self.model.save_pretrained(partial)

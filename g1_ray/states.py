@@ -42,7 +42,7 @@ def draw(task: Task, mix: StatesConfig, seed: int, reward: Reward, policy: Playe
     sources = ("fresh", "random_walk", "oracle_backward", *(("policy",) if policy else ()))
     weights = np.array([getattr(mix, source) for source in sources])
     if not weights.sum():
-        raise ValueError(f"{task.name}: no source of states has a weight; set states.fresh or states.random_walk above 0")
+        raise ValueError(f"{task.name}: no source of states has a weight; set states.random_walk above 0")
     game = task.new_game()
     for attempt in range(TRIES):
         rng = np.random.default_rng(seed_of("state", seed, attempt))
@@ -70,7 +70,7 @@ def is_open(game: Game, reward: Reward) -> bool:
 def _walk(game: Game, player: Player, most: int, rng: np.random.Generator) -> None:
     """Plays up to `most` moves, any number of them as likely, and never to the end."""
     moves = int(rng.integers(most + 1))
-    past = []
+    past: list[bytes] = []
     while not game.over and len(past) <= moves:
         past.append(game.snapshot())
         game.step(player(game, rng))
@@ -80,7 +80,7 @@ def _walk(game: Game, player: Player, most: int, rng: np.random.Generator) -> No
 
 def _backward(game: Game, moves: int) -> None:
     """Plays the oracle's episode and goes back `moves` moves from its end, or to its start where it was shorter."""
-    past = []
+    past: list[bytes] = []
     while not game.over and len(past) < EPISODE:
         past.append(game.snapshot())
         game.step(game.oracle())

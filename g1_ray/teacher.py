@@ -1,12 +1,13 @@
 """Answers to learn from: the board described as it truly is, a working in small steps, a move.
 
-A model of half a million parameters learns a working only if each of its tokens follows from a few others. What they are
-is the game's matter: the merges of each line, the cells of one kind. The move follows from them, save where the teacher
-errs, which it does at a set rate: there reinforcement learning has something to find.
+A model of half a million parameters learns a working only if each of its tokens follows from a few others. What these
+are is the game's matter: the merges of each line, what a side of the board shows. The move follows from them, save
+where the teacher errs, which it does at a set rate: there reinforcement learning has something to find.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -18,6 +19,7 @@ from envs import Codec, Task
 from envs.core import Game
 from envs.games.g2048 import DOWN, LEFT, RIGHT, UP, Game2048
 from envs.games.shisen import ShisenSho
+from envs.games.swap import Swap, standing_matches, swapped
 from envs.rewards import reward_table
 
 ERR_RATE = 0.28
@@ -105,19 +107,33 @@ def think(game: Game, names: Sequence[str], rng: np.random.Generator, err: bool)
 def think_2048(game: Game, names: Sequence[str], rng: np.random.Generator, err: bool) -> Thought:
     """The largest tile that a merge makes in each row and in each column; then a move along the best of these lines.
 
-    A wrong move goes along the axis where nothing merges.
+    Where nothing merges, the first tile of each line that a move would slide: left, or else up, and so on. A wrong move
+    goes along the axis where nothing merges, if the other has a merge.
     """
-    board, cap = game.perception(), game.num_kinds
+    board, cap, legal = game.perception(), game.num_kinds, game.legal_actions()
     rows, columns = ([merged(line.tobytes(), cap) for line in lines] for lines in (board, board.T.copy()))
-    across, down = (" | ".join(names[kind] for kind in lines) for lines in (rows, columns))
-    working = f"rows {across}\ncolumns {down}"
-    # Left before right and up before down: towards one corner, as people play it.
+    lines = [_line("rows", rows, names), _line("columns", columns, names)]
     made = {LEFT: max(rows), UP: max(columns), RIGHT: max(rows), DOWN: max(columns)}
-    legal = [action for action in made if action in game.legal_actions()]
     best = max(made.values())
-    if err:
-        return Thought(working, [action for action in legal if not made[action] and best])
-    return Thought(working, [action for action in legal if made[action] == best][:1])
+    # Left before right and up before down: towards one corner, as people play it.
+    right = [action for action in made if action in legal and made[action] == best][:1]
+    if not best:
+        views = {LEFT: board, UP: board.T, RIGHT: board[:, ::-1], DOWN: board[::-1].T}
+        for action, view in views.items():
+            lines.append(_line(game.actions.write(action), [sliding(line) for line in view.tolist()], names))
+            if action in right:
+                break
+    wrong = [action for action in made if action in legal and not made[action] and best]
+    return Thought("\n".join(lines), wrong if err else right)
+
+
+def _line(label: str, kinds: Sequence[int], names: Sequence[str]) -> str:
+    return f"{label} {' | '.join(names[kind] for kind in kinds)}"
+
+
+def sliding(line: Sequence[int]) -> int:
+    """The first kind in a line that has an empty cell before it, 0 if there is none."""
+    return next((kind for at, kind in enumerate(line) if kind and 0 in line[:at]), 0)
 
 
 def merged(line: bytes, cap: int) -> int:
@@ -132,35 +148,73 @@ def merged(line: bytes, cap: int) -> int:
 
 
 def think_shisen(game: Game, names: Sequence[str], rng: np.random.Generator, err: bool) -> Thought:
-    """The board as it is seen from the top, the bottom, the left and the right, until two tiles seen are equal.
+    """The tiles seen from the top, the bottom, the left and the right, until two of them are equal; their kind.
 
-    They can be joined around that side. Where no side helps, it is any legal pair. A wrong move is a pair of equal tiles
-    that no path joins, or where there is none, a pair of unequal ones.
+    They can be joined around that side. Where no side helps, it is any legal pair. A wrong move is a pair of equal
+    tiles that no path joins, or where there is none, a pair of unequal ones.
     """
     assert isinstance(game, ShisenSho)
-    board, legal = game.perception(), game.legal_actions()
+    board, legal, action_of = game.perception(), game.legal_actions(), game.actions.action
     flat, cells = board.ravel(), np.arange(board.size).reshape(board.shape)
-    lines, right = [], []
+    lines = []
     for side, view in (("top", cells.T), ("bottom", cells[::-1].T), ("left", cells), ("right", cells[:, ::-1])):
         seen = [next((cell for cell in line if flat[cell]), None) for line in view.tolist()]
-        lines.append(f"{side} {' | '.join(names[0 if cell is None else flat[cell]] for cell in seen)}")
+        shown = [names[0] if cell is None else f"{_place(cell, game.cols)} {names[flat[cell]]}" for cell in seen]
+        lines.append(f"{side} {' | '.join(shown)}")
         pairs = combinations([cell for cell in seen if cell is not None], 2)
-        right = [game.actions.action(a, b) for a, b in pairs if a != b and flat[a] == flat[b]][:1]
+        right = [(a, b) for a, b in pairs if a != b and flat[a] == flat[b]]
         if right:
             break
-    working = "\n".join(lines)
+    a, b = right[0] if right else game.actions.cells(legal[int(rng.integers(len(legal)))])
+    working = "\n".join([*lines, names[flat[a]]])
     if not err:
-        return Thought(working, right or legal)
+        return Thought(working, [action_of(a, b)])
     tiles = combinations(np.flatnonzero(flat).tolist(), 2)
-    wrong = [(a, b) for a, b in tiles if game.actions.action(a, b) not in legal]
+    wrong = [(a, b) for a, b in tiles if action_of(a, b) not in legal]
     equal = [(a, b) for a, b in wrong if flat[a] == flat[b]]
-    return Thought(working, [game.actions.action(a, b) for a, b in equal or wrong])
+    return Thought(working, [action_of(a, b) for a, b in equal or wrong])
+
+
+def _place(cell: int, cols: int) -> str:
+    return f"({cell // cols}, {cell % cols})"
+
+
+def think_swap(game: Game, names: Sequence[str], rng: np.random.Generator, err: bool) -> Thought:
+    """Two equal tiles in a line, a third that is next to where it completes them, their kind; then the swap of it.
+
+    A wrong move brings another neighbour to that place.
+    """
+    assert isinstance(game, Swap)
+    board, legal, cols = game.perception(), game.legal_actions(), game.cols
+    action = legal[int(rng.integers(len(legal)))]
+    a, b = game.actions.cells(action)
+    after = swapped(board, a, b)
+    place, tile = (a, b) if standing_matches(after).flat[a] else (b, a)
+    line = next(line for line in _threes(board.shape) if place in line and len({int(after.flat[c]) for c in line}) == 1)
+    cells = [*(cell for cell in line if cell != place), tile]
+    working = " ".join([*(_place(cell, cols) for cell in cells), names[int(after.flat[place])]])
+    if not err:
+        return Thought(working, [action])
+    near = [
+        cell for cell in range(board.size) if abs(cell // cols - place // cols) + abs(cell % cols - place % cols) == 1
+    ]
+    moves = (game.actions.action(place, cell) for cell in near)
+    return Thought(working, [move for move in moves if move not in legal])
+
+
+@functools.cache
+def _threes(shape: tuple[int, int]) -> list[tuple[int, ...]]:
+    """The cells of every three in a row or a column."""
+    cells = np.arange(shape[0] * shape[1]).reshape(shape)
+    lines = [*cells, *cells.T]
+    return [tuple(line[at : at + 3].tolist()) for line in lines for at in range(len(line) - 2)]
 
 
 WORKINGS: dict[type[Game], Callable[[Game, Sequence[str], np.random.Generator, bool], Thought]] = {
     Game2048: think_2048,
     ShisenSho: think_shisen,
+    Swap: think_swap,
 }
 """How each game is thought about."""
-PHRASES = (UNSURE, BEST, "rows ", "columns ", "top ", "bottom ", "left ", "right ")
+PHRASES = (UNSURE, BEST, *(f"{word} " for word in "rows columns left up right down top bottom".split()))
 """Words of the workings that are neither kinds nor cells."""

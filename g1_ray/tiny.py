@@ -1,8 +1,8 @@
 """A Qwen2.5-VL from scratch, small enough to learn on two CPU cores, in the ordinary Hugging Face format.
 
-Its tokenizer knows the games' own text: every sentence of the prompts is one token, and so is every cell of a board with
-the separator that follows it, so that a prompt costs some thirty tokens and a described board one a cell. All else falls
-back on bytes, so any text is encoded and comes back as it was.
+Its tokenizer knows the games' own text: every paragraph of their prompts is one token, and so is every cell of a board
+with the separator that follows it. So a prompt costs 14 tokens beside the picture, and a described board one a cell.
+All else falls back on bytes: any text is encoded and comes back as it was.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models
 from transformers import (
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -25,6 +27,7 @@ from transformers import (
 )
 
 from envs import Codec, Task
+from g1_ray.chat import Chat
 from g1_ray.teacher import PHRASES
 
 SPECIAL = (
@@ -75,7 +78,7 @@ CHAT_TEMPLATE = (
 
 
 def prompt_pieces(task: Task) -> list[str]:
-    """The two paragraphs of a task's prompt, and what they are made of where prompts of one game differ: sizes, kinds."""
+    """The two paragraphs of a task's prompt, and their parts between what differs between tasks: sizes and kinds."""
     codec = Codec(task)
     text = codec.prompt()
     rules, blank, rest = text.partition("\n\n")
@@ -92,11 +95,11 @@ def answer_pieces(task: Task) -> list[str]:
     if codec.actions.num <= 8:
         return cells + [codec.actions.write(action) for action in range(codec.actions.num)]
     places = [f"({row}, {col})" for row in range(codec.rows) for col in range(codec.cols)]
-    return cells + places + [f" {place}" for place in places]
+    return cells + places + [f"{place} " for place in places]
 
 
 def make_tokenizer(tasks: Sequence[Task], phrases: Iterable[str] = PHRASES) -> PreTrainedTokenizerFast:
-    """A tokenizer of the text of `tasks` and of `phrases`: the fewest pieces that make up a text, bytes for the rest."""
+    """Knows the text of `tasks` and `phrases`: a text becomes the fewest pieces that make it up, the rest bytes."""
     known = itertools.chain(
         _FRAME,
         _TAGS,
@@ -132,8 +135,8 @@ def tiny_config(
     text = {
         "vocab_size": vocab_size,
         "hidden_size": 96,
-        "intermediate_size": 256,
-        "num_hidden_layers": 4,
+        "intermediate_size": 192,
+        "num_hidden_layers": 3,
         "num_attention_heads": 3,
         "num_key_value_heads": 3,
         "max_position_embeddings": 4096,
@@ -194,3 +197,12 @@ def make_tiny(
     )
     model.save_pretrained(out)
     processor.save_pretrained(out)
+
+
+def ship(model: PreTrainedModel, chat: Chat, out: Path) -> None:
+    """Writes a model with its weights rounded to float16, half as large on disk; it loads as float32 everywhere."""
+    model.save_pretrained(out)
+    chat.processor.save_pretrained(out)
+    weights = load_file(out / "model.safetensors")
+    rounded = {name: weight.half() for name, weight in weights.items()}
+    save_file(rounded, out / "model.safetensors", metadata={"format": "pt"})

@@ -15,8 +15,12 @@ from pathlib import Path
 import ray
 
 from envs.players import PLAYERS
+from g1_ray.actors import QUIET, make_engine
+from g1_ray.chat import Chat
 from g1_ray.config import GameConfig, RunConfig
 from g1_ray.evaluation import Choose, PlayedRun, Result, play_classic, play_model, result_of, table
+from g1_ray.teacher import Oracle
+from g1_ray.types import Completion, Request, Sampling
 
 CLASSIC = ("uniform", "random-legal", "teacher", "oracle")
 """Players of every table that are no models."""
@@ -59,7 +63,7 @@ def play_all(config: RunConfig, entries: Sequence[Entry]) -> list[list[PlayedRun
     refs = {}
     for i in order:
         needs = {"num_cpus": engine.cpus, "num_gpus": engine.gpus} if entries[i].model_path else {"num_cpus": 1}
-        refs[i] = task.options(**needs, max_retries=1).remote(config, entries[i])
+        refs[i] = task.options(**needs, max_retries=1, runtime_env={"env_vars": QUIET}).remote(config, entries[i])
     return [ray.get(refs[i], timeout=config.eval.timeout_s) for i in range(len(entries))]
 
 
@@ -72,17 +76,11 @@ def play_entry(config: RunConfig, entry: Entry) -> list[PlayedRun]:
 
 
 def _player(entry: Entry) -> Choose:
-    from g1_ray.teacher import Oracle
-
     return Oracle(entry.game.task()) if entry.player == "teacher" else PLAYERS[entry.player]
 
 
 async def _play_model(config: RunConfig, entry: Entry, seeds: Sequence[int]) -> list[PlayedRun]:
     """The runs of a model, by an engine that is there for them alone."""
-    from g1_ray.actors import make_engine
-    from g1_ray.chat import Chat
-    from g1_ray.types import Completion, Request, Sampling
-
     kind = config.eval.engine or config.engine.kind
     engine = make_engine(
         config.model_copy(update={"engine": config.engine.model_copy(update={"kind": kind})}), entry.model_path

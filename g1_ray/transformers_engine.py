@@ -187,8 +187,9 @@ class _Rows:
     def completion(self, row: int, eos: int) -> Completion:
         """The answer in a row, as it stands."""
         count = int(self.columns["count"][row])
-        tokens, logprobs, versions = (a[row, :count].copy() for a in (self.tokens, self.logprobs, self.versions))
-        return Completion(tokens, logprobs, versions, "stop" if tokens[-1] == eos else "length")
+        tokens, logprobs = self.tokens[row, :count].copy(), self.logprobs[row, :count].copy()
+        reason = "stop" if tokens[-1] == eos else "length"
+        return Completion(tokens, logprobs, self.versions[row, :count].copy(), reason)
 
     def drop(self, rows: NDArray[np.int64]) -> None:
         """Drops rows; the last ones take their places."""
@@ -256,7 +257,8 @@ class TransformersEngine:
         self._waiting.extend(jobs)
         self._work.set()
         answers = asyncio.gather(*(job.done for job in jobs))
-        await asyncio.wait({answers, self._loop}, return_when=asyncio.FIRST_COMPLETED)
+        both: set[asyncio.Future[Any]] = {answers, self._loop}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if self._loop.done():
             self._loop.result()
         return await answers

@@ -6,6 +6,7 @@ known there, and it needs no installed entry point, so it also works from a `--w
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from safetensors import safe_open
@@ -15,9 +16,8 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-
-BACKEND = "g1_ray_file"
 
 
 @dataclass
@@ -54,6 +54,11 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
     def finish_weight_update(self) -> None:
         """Repacks what is left over."""
         finalize_layerwise_reload(self.model, self.model_config)
+        for module in self.model.modules():
+            if isinstance(module, ParallelLMHead):
+                # On CPU a head works on a packed copy. One that is tied to the embedding is not in the file, so nobody
+                # has told it that its weight is another now.
+                module.quant_method.process_weights_after_loading(module)
 
     def shutdown(self) -> None:
         """There is nothing to release."""
@@ -63,4 +68,6 @@ class Worker:
     """The extension itself: importing it is what it is for."""
 
 
-WeightTransferEngineFactory.register_engine(BACKEND, FileWeightTransferEngine)
+# It names, at every sync, the layers that own no weights.
+logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
+WeightTransferEngineFactory.register_engine("file", FileWeightTransferEngine)

@@ -16,19 +16,15 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from envs import Codec, State, Task
-from g1_ray.episodes import seed_of
-from g1_ray.types import Floats, Ints, Prompt
+from g1_ray.types import Floats
 
 if TYPE_CHECKING:
     import torch
-
-    from g1_ray.chat import Chat
 
 CANARY_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 """Nats. Measured on a tiny model: 2.5e-7 and 1.8e-3; models of billions of parameters differ some 20 times as much."""
@@ -102,6 +98,47 @@ def check_names(given: Iterable[str], needed: Iterable[str]) -> None:
         raise ValueError(f"these weights {what}: publish all of model.named_parameters(), adapters merged")
 
 
+@dataclass(frozen=True)
+class Manifest:
+    """What an NCCL sync sends, in order."""
+
+    names: list[str]
+    dtypes: list[str]
+    """As attributes of torch: 'bfloat16'."""
+    shapes: list[list[int]]
+    num_bytes: int
+
+    @classmethod
+    def of(cls, parameters: Iterable[tuple[str, torch.Tensor]]) -> Self:
+        """Of tensors that are sent as they are."""
+        named = list(parameters)
+        dtypes = [str(tensor.dtype).removeprefix("torch.") for _, tensor in named]
+        shapes = [list(tensor.shape) for _, tensor in named]
+        return cls([name for name, _ in named], dtypes, shapes, sum(tensor.nbytes for _, tensor in named))
+
+
+class NcclSender:
+    """The learner's side of an NCCL sync: its first rank, which is rank 0 of a group with every GPU of every engine.
+
+    Made while `VLLMEngine.join_nccl` runs in each engine: engine i of n GPUs each has first rank 1 + i * n in a world
+    of 1 + engines * n. Sends while their `receive_policy` runs, the same tensors in the order of the `Manifest`. vLLM
+    does the work. Never run yet: it takes two GPUs.
+    """
+
+    def __init__(self, address: str, port: int, world_size: int) -> None:
+        from vllm.distributed.weight_transfer.nccl_common import trainer_init
+
+        self._group = trainer_init({"master_address": address, "master_port": port, "world_size": world_size})
+
+    def send(self, parameters: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Sends whole tensors on this rank's GPU."""
+        from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
+
+        packed_nccl_broadcast_producer(
+            iter(parameters), self._group, src=0, post_iter_func=lambda item: item[1].contiguous()
+        )
+
+
 class Canary:
     """Compares log-probabilities of engine and learner on fixed sequences, once after a sync.
 
@@ -134,14 +171,3 @@ class Canary:
                 f"(differences {np.abs(last - theirs).mean():.2g} and {gap:.2g} nats): its weights were not replaced"
             )
         return gap
-
-
-def canary_sequences(chat: Chat, task: Task) -> list[tuple[Prompt, Ints]]:
-    """What the canary is run on: a text and a picture of the task's first board, with an answer each."""
-    game = task.new_game()
-    game.reset(seed_of("canary"))
-    board = game.perception()
-    codec = Codec(task)
-    answer = codec.write(board, codec.describe(board), int(game.legal_actions()[0]))
-    ids, completion = (np.asarray(chat.tokenizer(each).input_ids, np.int32) for each in (codec.prompt(), answer))
-    return [(Prompt(ids, ()), completion), (chat.prompt([(State.of(task, game), None)]), completion)]

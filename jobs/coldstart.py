@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print the config as resolved and stop")
     parser.add_argument("--data-only", action="store_true", help="make the data set and stop")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     config = load_coldstart(args.config, args.overrides)
     if args.dry_run:
         print(config.model_dump_json(indent=2))

@@ -96,9 +96,9 @@ def test_effective_sample_share():
 @functools.cache
 def trl_trainer() -> Any:
     """TRL's trainer; its loss needs no vLLM, whose import takes longest."""
-    pytest.importorskip("trl")
+    utils = pytest.importorskip("trl.import_utils")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trl.import_utils.is_vllm_available", lambda *args, **kwargs: False)
+        patch.setattr(utils, "is_vllm_available", lambda *args, **kwargs: False)
         from trl.trainer.grpo_trainer import GRPOTrainer
     return GRPOTrainer
 

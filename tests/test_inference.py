@@ -17,7 +17,7 @@ from g1_ray.config import EngineConfig
 from g1_ray.inference import VLLMEngine
 from g1_ray.transformers_engine import TransformersEngine, sample
 from g1_ray.types import Floats, Ints, Prompt, Request, Sampling
-from g1_ray.weight_sync import CANARY_TOLERANCE, Canary, WeightSyncError, canary_sequences, pack_weights
+from g1_ray.weight_sync import CANARY_TOLERANCE, Canary, WeightSyncError, pack_weights
 
 MODEL = f"{g1_ray.__path__[0]}/models/tiny-base"
 CONFIG = EngineConfig(gpus=0, kv_cache_gb=0.25, max_model_len=512, max_num_seqs=64, enforce_eager=True)
@@ -78,6 +78,10 @@ def prompt_of(task: Task, seed: int) -> Prompt:
 
 def text_prompt() -> Prompt:
     return Prompt(np.asarray(CHAT.tokenizer("The kinds in order: 2, 4, 8").input_ids, np.int32), ())
+
+
+def canary_sequences() -> list[tuple[Prompt, Ints]]:
+    return [(prompt, np.arange(20, 50, dtype=np.int32)) for prompt in (text_prompt(), prompt_of(TASKS[0], 9))]
 
 
 @torch.no_grad()
@@ -166,7 +170,7 @@ def test_an_answer_depends_on_its_seed_and_on_no_other_request(running: Running)
 def test_engine_follows_the_learner_and_the_canary_sees_when_it_does_not(
     running: Running, model: torch.nn.Module
 ) -> None:
-    sequences = canary_sequences(CHAT, TASKS[0])
+    sequences = canary_sequences()
     canary = Canary(CANARY_TOLERANCE["float32"])
 
     def check(learner: torch.nn.Module, version: int) -> float:
@@ -212,7 +216,7 @@ def test_refused_weights_change_nothing(running: Running, model: torch.nn.Module
     with pytest.raises(ValueError, match=r"lack model.visual.blocks.0.norm1.weight and 2 more"):
         running.run(running.engine.load_policy(some, version + 1))
     assert running.run(running.engine.version()) == version
-    sequences = canary_sequences(CHAT, TASKS[0])
+    sequences = canary_sequences()
     for engine, sequence in zip(running.run(running.engine.logprobs(sequences)), sequences, strict=True):
         assert np.abs(engine - scored(model, *sequence)).mean() <= 1e-5
 

@@ -103,6 +103,17 @@ def test_working_of_2048() -> None:
     assert think(game, names, np.random.default_rng(0), True).moves == [2]  # up changes nothing
 
 
+def test_working_of_2048_where_nothing_merges() -> None:
+    names = Codec(TASKS["2048"]).names
+    game = state_2048([[1, 2, 0], [2, 1, 0], [1, 2, 0]])
+    thought = think(game, names, np.random.default_rng(0), False)
+    assert thought.working.splitlines()[2:] == ["left - | - | -", "up - | - | -", "right 4 | 2 | 4"]
+    assert thought.moves == [1]
+    assert not think(game, names, np.random.default_rng(0), True).moves
+    game = state_2048([[1, 2, 0], [0, 0, 3], [1, 2, 0]])
+    assert think(game, names, np.random.default_rng(0), False).working == "rows - | - | -\ncolumns 4 | 8 | -"
+
+
 def test_merged_is_what_sliding_merges() -> None:
     for line in np.ndindex(4, 4, 4, 4):
         after, _, gain, merges = slide_line(bytes(line), 9)
@@ -117,15 +128,39 @@ def test_working_of_shisen_is_what_its_sides_show(seed: int) -> None:
     game = draw_state(task, StatesConfig(), seed, ternary).game()
     board = game.perception()
     thought = think(game, codec.names, np.random.default_rng(seed), False)
-    lines = thought.working.splitlines()
-    turned = {"top": board.T, "bottom": board[::-1].T, "left": board, "right": board[:, ::-1]}
+    *lines, kind = thought.working.splitlines()
+    cells = np.arange(board.size).reshape(board.shape)
+    turned = {"top": cells.T, "bottom": cells[::-1].T, "left": cells, "right": cells[:, ::-1]}
     for line, (side, view) in zip(lines, turned.items(), strict=False):
-        seen = [next((kind for kind in row if kind), 0) for row in view.tolist()]
-        assert line == f"{side} {' | '.join(codec.names[kind] for kind in seen)}"
-        tiles = [kind for kind in seen if kind]
-        last = line == lines[-1]
-        assert len(set(tiles)) == len(tiles) or last
+        seen = [next((cell for cell in row if board.flat[cell]), None) for row in view.tolist()]
+        shown = ["-" if c is None else f"({c // 4}, {c % 4}) {codec.names[board.flat[c]]}" for c in seen]
+        assert line == f"{side} {' | '.join(shown)}"
+        tiles = [board.flat[c] for c in {*seen} - {None}]
+        assert len(set(tiles)) == len(tiles) or line == lines[-1]
     assert set(thought.moves) <= set(game.legal_actions())
+    a, b = game.actions.cells(thought.moves[0])
+    assert codec.names[board.flat[a]] == codec.names[board.flat[b]] == kind
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_working_of_swap_is_a_line_and_what_completes_it(seed: int) -> None:
+    codec, task = Codec(TASKS["swap"]), TASKS["swap"]
+    game = draw_state(task, StatesConfig(max_walk=3), seed, ternary).game()
+    board = game.perception()
+    thought = think(game, codec.names, np.random.default_rng(seed), False)
+    a, b, tile, kind = re.fullmatch(r"(\(.*\)) (\(.*\)) (\(.*\)) (.*)", thought.working).groups()  # type: ignore[union-attr]
+    cells = [tuple(map(int, re.findall(r"\d", place))) for place in (a, b, tile)]
+    assert {codec.names[board[cell]] for cell in cells} == {kind}
+    (move,) = thought.moves
+    first, second = (divmod(cell, 5) for cell in game.actions.cells(move))
+    assert cells[2] in (first, second)
+    place = first if cells[2] == second else second
+    line = sorted([cells[0], cells[1], place])
+    steps = {(y[0] - x[0], y[1] - x[1]) for x, y in zip(line, line[1:], strict=False)}
+    assert steps in ({(0, 1)}, {(1, 0)})
+    wrong = think(game, codec.names, np.random.default_rng(seed), True)
+    assert wrong.working == thought.working
+    assert wrong.moves and not set(wrong.moves) & set(game.legal_actions())
 
 
 def test_novice_plays_any_legal_move_and_has_no_working() -> None:

@@ -1,4 +1,5 @@
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from envs import Codec, State, Task  # noqa: E402
 from g1_ray.chat import Chat  # noqa: E402
 from g1_ray.config import MODELS, SHIPPED_MODELS  # noqa: E402
 from g1_ray.pixels import PixelValues  # noqa: E402
+from g1_ray.probe import held_out, probe_model  # noqa: E402
 from g1_ray.teacher import Novice, Oracle  # noqa: E402
 from g1_ray.tiny import TASKS, make_tiny  # noqa: E402
+from jobs.tiny import lessons, main  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def test_prompts_and_answers_are_short_and_come_back(chat: Chat, task: Task) -> 
             text = teacher.answer(start(task, seed).game(), rng).text
             ids = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
             assert chat.decode(np.array(ids)) == text
-            assert len(ids) <= cells + 20
+            assert len(ids) <= 3 * cells + 30  # a working is no longer than a few boards
             assert chat.tokenizer.unk_token_id not in ids
 
 
@@ -59,7 +62,18 @@ def test_a_board_costs_one_token_a_cell(chat: Chat) -> None:
         assert len(chat.tokenizer(codec.describe(board) + "\n")["input_ids"]) == board.size
 
 
-@pytest.mark.parametrize("text", ["", " ", "\n\n \n", "h\u00e9llo \u65e5\u672c \U0001f600", "<answer>up</answer>", "a|b||c\td\r\n\x00", "(7, 11) (0, 1)"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "\n\n \n",
+        "h\u00e9llo \u65e5\u672c \U0001f600",
+        "<answer>up</answer>",
+        "a|b||c\td\r\n\x00",
+        "(7, 11) (0, 1)",
+    ],
+)
 def test_any_text_comes_back(chat: Chat, text: str) -> None:
     assert chat.decode(np.array(chat.tokenizer(text)["input_ids"], int)) == text
 
@@ -140,3 +154,48 @@ def test_shipped_models_fit_and_load() -> None:
         model = AutoModelForImageTextToText.from_pretrained(MODELS / name)
         assert model.dtype == torch.float32
         assert len(AutoTokenizer.from_pretrained(MODELS / name)) == model.config.text_config.vocab_size
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3 * 3600)
+def test_shipped_models_made_anew_are_as_good(tmp_path: Path) -> None:
+    """The very command that made them; about half an hour on two cores."""
+    told = json.loads((MODELS / "tiny-coldstart" / "made.json").read_text())
+    command = told["command"].replace("OUT", str(tmp_path)).split()
+    assert command[:2] == ["g1-ray", "tiny"]
+    assert main(command[2:]) == 0
+    names = [game["name"] for game in told["games"]]
+    for game in lessons(names):
+        states = held_out(game, 300)
+        for model in SHIPPED_MODELS:
+            for temperature in (1.0, 0.0):
+                shipped, anew = (
+                    probe_model(folder / model, game, states, temperature) for folder in (MODELS, tmp_path)
+                )
+                assert anew.p_acc > shipped.p_acc - 0.04
+                assert anew.scores > shipped.scores - 0.1
+                assert anew.malformed < shipped.malformed + 0.02
+
+
+def test_command_makes_an_untrained_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "model"), "--seed", "3"]) == 0
+    assert f"wrote {tmp_path / 'model'}" in capsys.readouterr().out
+    assert AutoModelForImageTextToText.from_pretrained(tmp_path / "model").num_parameters() > 1e5
+    with pytest.raises(ValueError, match="--seed -1"):
+        main([str(tmp_path), "--seed", "-1"])
+    with pytest.raises(ValueError, match="--scale 0"):
+        main([str(tmp_path), "--scale", "0"])
+
+
+def test_command_trains_and_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path), "--train", "--games", "2048-3x3", "--scale", "0.002"]) == 0
+    for name in SHIPPED_MODELS:
+        with safe_open(tmp_path / name / "model.safetensors", "pt") as file:
+            assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float16}
+        assert AutoModelForImageTextToText.from_pretrained(tmp_path / name).dtype == torch.float32
+        assert json.loads((tmp_path / name / "made.json").read_text())["teacher"] in ("novice", "oracle")
+    capsys.readouterr()
+    assert main([str(tmp_path), "--measure", "4", "--games", "2048-3x3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 + 5
+    assert "P_acc" in lines[0] and lines[-1].startswith("2048-3x3    oracle")

@@ -1,0 +1,140 @@
+"""Make a tiny Qwen2.5-VL from scratch; with --train, the two models that ship with g1_ray."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from g1_ray.coldstart import LessonConfig
+
+STEPS = {"tiny-base": 800, "tiny-coldstart": 1600}
+"""Optimizer steps of each: the base model is trained from scratch, the cold-started one from it."""
+TEACHERS = {"tiny-base": "novice", "tiny-coldstart": "oracle"}
+EXAMPLES = 16_000
+"""Of each game and model."""
+GAMES: tuple[dict[str, Any], ...] = (
+    {"name": "2048-3x3", "game": "2048", "reasoning": {"size": 3}, "perception": {"tiles": "numbers"}, "ratio": 2},
+    {"name": "shisen-4x4", "game": "shisen", "reasoning": {"rows": 4, "cols": 4}, "ratio": 3},
+    {"name": "2048-4x4", "game": "2048", "reasoning": {"size": 4}, "perception": {"tiles": "numbers"}, "ratio": 2},
+    {"name": "photos-4x4", "game": "shisen-photos", "reasoning": {"rows": 4, "cols": 4}, "ratio": 3},
+    {"name": "swap-6x6", "game": "swap", "reasoning": 0, "ratio": 2},
+)
+"""What they learn, at 28 pixels a cell; ratio: share of every batch."""
+
+NAMES = [game["name"] for game in GAMES]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`g1-ray tiny`."""
+    parser = argparse.ArgumentParser(prog="g1-ray tiny", description=__doc__)
+    parser.add_argument("out", help="folder to write: an untrained model, or with --train a folder for each of the two")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the examples (default 0)")
+    parser.add_argument("--train", action="store_true", help="make OUT/tiny-base and from it OUT/tiny-coldstart")
+    parser.add_argument("--games", nargs="+", default=NAMES, choices=NAMES, help="with --train: what they learn")
+    parser.add_argument("--measure", type=int, default=0, metavar="N", help="instead: see how both answer N new states")
+    parser.add_argument("--scale", type=float, default=1.0, help="with --train: times as many steps and examples")
+    args = parser.parse_args(argv)
+    if args.seed < 0:
+        raise ValueError(f"--seed {args.seed}: must be 0 or more")
+    if not args.scale > 0:
+        raise ValueError(f"--scale {args.scale}: must be above 0")
+    out = Path(args.out)
+    if args.measure:
+        measure(out, lessons(args.games), args.measure)
+        return 0
+    from g1_ray.tiny import TASKS, make_tiny
+
+    if not args.train:
+        make_tiny(out, TASKS, args.seed)
+        print(f"wrote {out}")
+        return 0
+    start = out / "untrained"
+    make_tiny(start, TASKS, args.seed)
+    for name in STEPS:
+        train(name, start, out, lessons(args.games, args.scale), args.seed, args.scale)
+        start = out / name
+    return 0
+
+
+def lessons(names: Sequence[str], scale: float = 1.0) -> list[LessonConfig]:
+    """The games of those names as a cold start has them."""
+    from g1_ray.coldstart import LessonConfig
+
+    return [
+        LessonConfig.model_validate(
+            {
+                **game,
+                "perception": {"tile_px": 28, **game.get("perception", {})},
+                "examples": max(1, round(EXAMPLES * scale)),
+                "states": {"fresh": 1, "random_walk": 8, "policy": 8},
+            }
+        )
+        for game in GAMES
+        if game["name"] in names
+    ]
+
+
+def train(name: str, start: Path, out: Path, games: Sequence[LessonConfig], seed: int, scale: float) -> None:
+    """Trains out/name from the model `start`."""
+    from g1_ray.coldstart import Maker, SftConfig, TeacherConfig, make_examples
+    from g1_ray.sft import Trainer, fit, make_lot
+    from g1_ray.tiny import ship
+
+    began = time.monotonic()
+    config = SftConfig.model_validate(
+        {
+            "batch_size": 96,
+            "micro_batch": 96,
+            "optimizer": {"lr": 2e-3, "warmup_steps": 40, "betas": (0.9, 0.98)},
+            "final_lr": 0.02,
+            "checkpoint_every": 0,
+            "log_every": 25,
+        }
+    )
+    steps = max(1, round(STEPS[name] * scale))
+    trainer = Trainer(start, config, steps, seed)
+    teacher = TeacherConfig.model_validate({"kind": TEACHERS[name]})
+    total = sum(game.ratio for game in games)
+    lots = []
+    for game in games:
+        examples = list(make_examples(Maker(game, teacher, seed), game.examples))
+        lots.append(make_lot(trainer.chat, examples, game.ratio / total))
+        print(f"{name}: {len(examples)} examples of {game.name}, {time.monotonic() - began:.0f} s", flush=True)
+    fit(trainer, lots, out / "runs" / name, lambda line: print(f"{name}: {line}", flush=True))
+    made = {
+        "command": f"g1-ray tiny OUT --train --seed {seed}" + (f" --scale {scale}" if scale != 1 else ""),
+        "games": [game.model_dump(mode="json") for game in games],
+        "teacher": teacher.kind,
+        "sft": config.model_dump(mode="json") | {"steps": steps},
+    }
+    ship(trainer.model, trainer.chat, out / name)
+    (out / name / "made.json").write_text(json.dumps(made, indent=1) + "\n")
+    print(f"wrote {out / name}, {time.monotonic() - began:.0f} s", flush=True)
+
+
+def measure(out: Path, games: Sequence[LessonConfig], num: int) -> None:
+    """Prints how the two models and the players answer `num` states that no model was trained on."""
+    from envs.players import PLAYERS, Player
+    from g1_ray.probe import held_out, probe_model, probe_player
+    from g1_ray.teacher import Oracle
+
+    for game in games:
+        # Open states where there are some: in the pair games all legal moves earn the same.
+        choice = game.states.model_copy(update={"open_only": game.game == "2048"})
+        states = held_out(game.model_copy(update={"states": choice}), num)
+        for name in STEPS:
+            for how, temperature in (("temperature 1", 1.0), ("greedy", 0.0)):
+                score = probe_model(out / name, game, states, temperature)
+                print(f"{game.name:11} {name:15} {how:14} {score}", flush=True)
+        players: dict[str, Player] = {"teacher": Oracle(game.task(), game.err), **PLAYERS}
+        for player, choose in players.items():
+            print(f"{game.name:11} {player:30} {probe_player(choose, states)}", flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
