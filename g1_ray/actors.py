@@ -47,6 +47,8 @@ class StepSummary:
     """Unix time, s."""
     min_version: int
     """The oldest policy that sampled a token of the batch."""
+    skipped: str
+    """Why no step was made of it after all; '' where one was."""
 
 
 class BufferActor:
@@ -93,7 +95,8 @@ class BufferActor:
         if syncs:
             metrics["sync/pause_s"] = max(sync.pause_s for sync in syncs)
             metrics["sync/load_s"] = max(sync.load_s for sync in syncs)
-        return StepSummary(report.version, metrics, self.buffer.books(), self._taken_at, self._min_version)
+        books = self.buffer.books()
+        return StepSummary(report.version, metrics, books, self._taken_at, self._min_version, report.skipped)
 
     async def books(self) -> dict[str, int]:
         return self.buffer.books()

@@ -32,6 +32,8 @@ TRAIN = -1
 """The lane of the train graph."""
 MAX_FAILURES = 20
 """Rollout ticks that fail one after the other, none going well between them, before the run gives up."""
+MAX_SKIPPED = 5
+"""Steps that are skipped one after the other before the run gives up."""
 CALL_TIMEOUT_S = 600.0
 """Longest wait for a single call outside of the graphs: a checkpoint, a canary, a batch of answers."""
 
@@ -46,7 +48,7 @@ class Pipeline:
     def __init__(self, config: RunConfig, model_path: str, folder: RunFolder) -> None:
         self.config, self.model_path, self.folder = config, model_path, folder
         self.version = 0
-        self.failures = 0
+        self.failures = self.skipped = 0
 
     def start(self, checkpoint: Path | None = None) -> None:
         """Brings up every actor with one and the same policy: that of the checkpoint, or the model as it is."""
@@ -129,15 +131,15 @@ class Pipeline:
         if finished.error:
             raise RuntimeError(f"step {self.version + 1} failed; {finished.error}")
         summary: StepSummary = finished.result
-        self.version = summary.version
-        self.folder.trace(
-            "train",
-            TRAIN,
-            summary.taken_at,
-            finished.at,
-            step=summary.version,
-            min_version=summary.min_version,
-        )
+        if summary.skipped:
+            self.folder.note(f"a batch for step {self.version + 1} was skipped: {summary.skipped}")
+            self.skipped += 1
+            if self.skipped >= MAX_SKIPPED:
+                raise RuntimeError(f"{self.skipped} batches skipped one after the other; {summary.skipped}")
+            return
+        self.version, self.skipped = summary.version, 0
+        about = {"step": summary.version, "min_version": summary.min_version}
+        self.folder.trace("train", TRAIN, summary.taken_at, finished.at, **about)
         metrics = {**summary.metrics, **{f"groups/{name}": float(n) for name, n in summary.books.items()}}
         config = self.config
         if config.canary_every and self.version % config.canary_every == 0:

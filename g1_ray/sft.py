@@ -109,15 +109,14 @@ class Trainer:
 
     def _indices(self, lot: Lot) -> list[int]:
         """The examples that this step takes from a lot: the next of an order that is drawn anew each time round."""
-        num = max(1, round(self.config.batch_size * lot.share))
-        size = len(lot.answers)
-        places = range(self.step * num, (self.step + 1) * num)
-        orders = {
-            place // size: np.random.default_rng(seed_of("order", self.seed, lot.task.name, place // size))
-            for place in (places[0], places[-1])
-        }
-        drawn = {turn: rng.permutation(size) for turn, rng in orders.items()}
-        return [int(drawn[place // size][place % size]) for place in places]
+        num, size = max(1, round(self.config.batch_size * lot.share)), len(lot.answers)
+        first, end = self.step * num, (self.step + 1) * num
+        orders = [
+            np.random.default_rng(seed_of("order", self.seed, lot.task.name, turn)).permutation(size)
+            for turn in range(first // size, (end - 1) // size + 1)
+        ]
+        start = first % size
+        return [int(index) for index in np.concatenate(orders)[start : start + num]]
 
     def loss(self, lot: Lot, indices: Sequence[int]) -> tuple[torch.Tensor, int]:
         """The summed cross entropy of the answers' tokens, and how many of them were the likeliest."""
@@ -184,9 +183,9 @@ class Trainer:
             raise ValueError(f"{folder}: was trained with seed {told['seed']}, not {self.seed}")
         moments = load_file(folder / OPTIMIZER)
         for name, weight in self.weights.items():
-            kinds = {kind: moments[f"{name}.{kind}"] for kind in ("step", "exp_avg", "exp_avg_sq")}
-            on = {kind: moment.to(weight.device) for kind, moment in kinds.items() if kind != "step"}
-            self.optimizer.state[weight] = {"step": kinds["step"], **on}
+            self.optimizer.state[weight] = {
+                kind: moments[f"{name}.{kind}"].to(weight.device) for kind in ("step", "exp_avg", "exp_avg_sq")
+            }
         self.step = told["step"]
 
 

@@ -51,7 +51,7 @@ TASKS = tuple(
         ("2048", {"tiles": "numbers"}, [{"size": size} for size in (3, 4, 5)]),
         ("shisen", {}, [{"rows": rows, "cols": cols} for rows, cols in ((3, 4), (4, 4), (6, 6))]),
         ("shisen-photos", {}, [{"rows": rows, "cols": cols} for rows, cols in ((3, 4), (4, 4), (6, 6))]),
-        ("swap", {}, [{"rows": side, "cols": side} for side in (5, 6, 8)]),
+        ("swap", {}, [{"rows": side, "cols": side, "kinds": kinds} for side, kinds in ((5, 4), (6, 6), (8, 12))]),
     )
     for reasoning in settings
 )

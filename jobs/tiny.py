@@ -22,7 +22,13 @@ GAMES: tuple[dict[str, Any], ...] = (
     {"name": "shisen-4x4", "game": "shisen", "reasoning": {"rows": 4, "cols": 4}, "ratio": 3},
     {"name": "2048-4x4", "game": "2048", "reasoning": {"size": 4}, "perception": {"tiles": "numbers"}, "ratio": 2},
     {"name": "photos-4x4", "game": "shisen-photos", "reasoning": {"rows": 4, "cols": 4}, "ratio": 3},
-    {"name": "swap-6x6", "game": "swap", "reasoning": 0, "ratio": 2},
+    {
+        "name": "swap-5x5",
+        "game": "swap",
+        "reasoning": {"rows": 5, "cols": 5, "kinds": 4},
+        "ratio": 2,
+        "states": {"fresh": 1, "random_walk": 0},
+    },
 )
 """What they learn, at 28 pixels a cell; ratio: share of every batch."""
 
@@ -71,7 +77,7 @@ def lessons(names: Sequence[str], scale: float = 1.0) -> list[LessonConfig]:
                 **game,
                 "perception": {"tile_px": 28, **game.get("perception", {})},
                 "examples": max(1, round(EXAMPLES * scale)),
-                "states": {"fresh": 1, "random_walk": 8, "policy": 8},
+                "states": game.get("states", {"fresh": 1, "random_walk": 8, "policy": 8}),
             }
         )
         for game in GAMES

@@ -151,7 +151,7 @@ def test_vision_tokens_are_never_sampled(running: Running) -> None:
     hot = Sampling(temperature=2.0, max_tokens=40)
     (answers,) = running.run(running.engine.generate([Request(prompt_of(TASKS[0], 1), 64, 5)], sampling=hot))
     sampled = np.concatenate([answer.token_ids for answer in answers])
-    assert len(np.unique(sampled)) > 300
+    assert len(np.unique(sampled)) > 100
     assert not np.isin(sampled, CHAT.vision_token_ids).any()
 
 
@@ -234,9 +234,12 @@ def test_requests_that_cannot_be_answered_are_refused(running: Running) -> None:
 
 def test_more_answers_than_rows_wait_their_turn(running: Running) -> None:
     requests = [Request(prompt_of(TASKS[seed % 2], seed), 6, seed) for seed in range(24)]
-    answers = running.run(running.engine.generate(requests, sampling=Sampling(max_tokens=6)))
+    short = Sampling(max_tokens=6)
+    answers = running.run(running.engine.generate(requests, sampling=short))
     assert [len(group) for group in answers] == [6] * 24
-    assert len({group[0].token_ids.tobytes() for group in answers}) == 24
+    for i in (0, 13, 23):
+        (alone,) = running.run(running.engine.generate([requests[i]], sampling=short))
+        assert [a.token_ids.tolist() for a in alone] == [a.token_ids.tolist() for a in answers[i]]
 
 
 def test_missing_vllm_is_named_with_its_fix(monkeypatch: pytest.MonkeyPatch) -> None:
