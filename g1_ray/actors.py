@@ -18,11 +18,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from g1_ray.config import RunConfig
 from g1_ray.env_worker import EnvWorker
 from g1_ray.graph import Actors
-from g1_ray.learner import Learner, StepReport
 from g1_ray.replay_buffer import Fate, ReplayBuffer
 from g1_ray.run_folder import RunFolder
 from g1_ray.samples import batch_of, is_flat, problem_of
-from g1_ray.types import Batch, Completion, Floats, Group, Ints, Play, Prompt, Request, Sampling, Ticket
+from g1_ray.types import Batch, Completion, Floats, Group, Ints, Play, Prompt, Request, Sampling, StepReport, Ticket
 from g1_ray.weight_sync import SyncReport, pack_weights
 
 QUIET = {
@@ -120,6 +119,8 @@ class LearnerActor:
     """One rank of the learner, and what it gives to the engines."""
 
     def __init__(self, config: RunConfig, rank: int) -> None:
+        from g1_ray.learner import Learner
+
         self.learner = Learner(config, rank, config.learner.num_ranks)
 
     def address(self) -> str:

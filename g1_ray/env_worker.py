@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from g1_ray.chat import Chat
 from g1_ray.config import RunConfig
 from g1_ray.episodes import seed_of
 from g1_ray.referee import Referee
 from g1_ray.states import draw_state
-from g1_ray.types import Completion, Group, Play, Request, Rollout, Ticket
+from g1_ray.types import Completion, Group, Ints, Play, Prompt, Request, Rollout, Ticket
 
 Answers = Sequence[Sequence[Completion]]
 """Of each request, its answers."""
@@ -23,6 +22,8 @@ class EnvWorker:
     """The games of a run. All of its methods are functions of their arguments."""
 
     def __init__(self, config: RunConfig, model_path: str) -> None:
+        from g1_ray.chat import Chat  # and with it transformers: only where it is used
+
         self.config = config.rollout
         self.chat = Chat(model_path)
         self.referees = {game.name: Referee(game, config.reward) for game in config.games}
@@ -78,3 +79,14 @@ class EnvWorker:
         for play in plays:
             assert not play.requests, f"group {play.ticket.group} still waits for {len(play.waiting)} answers"
         return [Group(play.ticket, play.start, play.rollouts) for play in plays]
+
+    def canaries(self) -> list[tuple[Prompt, Ints]]:
+        """What engines and learner are compared on: for each game a board with an answer, and the answer alone."""
+        sequences = []
+        for referee in self.referees.values():
+            seed = seed_of("canary", referee.config.name)
+            state = draw_state(referee.task, referee.config.states, seed, referee.reward)
+            game = state.game()
+            answer = self.chat.ids(referee.codec.write(game.perception(), "", game.legal_actions()[0]))
+            sequences += [(self.chat.prompt([(state, None)]), answer), (Prompt(answer[:1], ()), answer[1:])]
+        return sequences

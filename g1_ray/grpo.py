@@ -19,26 +19,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from g1_ray.config import AlgorithmConfig
-
-EPS = 1e-4
-"""What is added to a group's standard deviation."""
-
-
-def group_advantages(returns: NDArray[np.floating], divide_by_std: bool) -> NDArray[np.float32]:
-    """Advantages [..., G] of the returns [..., G] of groups.
-
-    (r - mean) / (std + 1e-4) with the unbiased std: GRPO, DeepSeekMath, arXiv 2402.03300, section 4.1.2; without the
-    division: Dr. GRPO, arXiv 2503.20783, equation 3.
-    """
-    centred = returns - returns.mean(-1, keepdims=True)
-    if divide_by_std:
-        centred = centred / (returns.std(-1, ddof=1, keepdims=True) + EPS)
-    return centred.astype(np.float32)
 
 
 def k3_kl(logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Tensor:

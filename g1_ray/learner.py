@@ -13,7 +13,6 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from g1_ray.grpo import clipped_surrogate, effective_sample_share, k3_kl
 from g1_ray.model import ADAPTER, Inputs, Picture, Policy, blocks_of, load_model, vision_is_frozen, vision_tower
 from g1_ray.optimizer import Optimizer, whole
 from g1_ray.packs import Pack, packs_in_order, packs_of
-from g1_ray.types import Batch, Floats, Ints, Prompt, Sample
+from g1_ray.types import Batch, Floats, Ints, Prompt, Sample, StepReport
 
 _PICTURES = 64
 """Pictures that a frozen vision tower looks at in one call."""
@@ -43,18 +42,6 @@ _SUMS = (
     "loss", "tokens", "ratio", "ratio_squared", "clip_low", "clip_high", "tis", "tis_capped",
     "kl", "inference_kl", "entropy", "packed_tokens",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What came of a batch."""
-
-    version: int
-    """Completed optimizer steps."""
-    metrics: dict[str, float]
-    """Of the step, the same on all ranks."""
-    skipped: str = ""
-    """Why no optimizer step was made; '' where one was."""
 
 
 class Learner:

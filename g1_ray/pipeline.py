@@ -9,24 +9,24 @@ something is due that needs engines and learners to stand still.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
-from envs import Codec
-from envs.rewards import reward_named
 from g1_ray.actors import START_TIMEOUT_S, StepSummary, hire
-from g1_ray.chat import Chat
 from g1_ray.config import RunConfig
 from g1_ray.evaluation import play_model, result_of
 from g1_ray.graph import Executor, Finished, first_line, rollout_graph, train_graph
 from g1_ray.run_folder import RunFolder
-from g1_ray.states import draw_state
-from g1_ray.types import Completion, Ints, Prompt, Request, Sampling
+from g1_ray.types import Completion, Request, Sampling
 from g1_ray.weight_sync import CANARY_TOLERANCE, Canary
+
+if TYPE_CHECKING:
+    from g1_ray.chat import Chat
 
 TRAIN = -1
 """The lane of the train graph."""
@@ -64,8 +64,7 @@ class Pipeline:
         if self.version:
             self._publish()
         self.canaries = [Canary(CANARY_TOLERANCE[self.config.model.dtype]) for _ in self.actors.engines]
-        self.chat = Chat(self.model_path)
-        self.sequences = canary_sequences(self.config, self.chat)
+        self.sequences = self._get(self.actors.env_workers[0].canaries.remote(), START_TIMEOUT_S)
         self.check_canary()
 
     def _resume(self, checkpoint: Path) -> None:
@@ -177,12 +176,18 @@ class Pipeline:
         sampling = Sampling(1.0, 1.0, config.rollout.max_tokens)
         for game in config.games:
             name = f"step {self.version}"
-            runs = play_model(game, name, self.chat, self.ask, seeds, config.eval.moves, sampling)
+            runs = play_model(game, name, self._chat, self.ask, seeds, config.eval.moves, sampling)
             result = result_of(game.name, name, runs)
             metrics[f"{game.name}/eval_score"] = result.score.mean
             metrics[f"{game.name}/eval_scoring"] = result.scoring.mean / 100
             metrics[f"{game.name}/eval_p_acc"] = result.p_acc
         return metrics
+
+    @functools.cached_property
+    def _chat(self) -> Chat:
+        from g1_ray.chat import Chat
+
+        return Chat(self.model_path)
 
     def ask(self, requests: Sequence[Request], sampling: Sampling) -> list[Sequence[Completion]]:
         """Answers outside of training, from all engines together."""
@@ -223,15 +228,3 @@ class Pipeline:
             if isinstance(error.cause, ValueError):  # what the user gave
                 raise error.cause from None
             raise
-
-
-def canary_sequences(config: RunConfig, chat: Chat) -> list[tuple[Prompt, Ints]]:
-    """What the canary compares log-probabilities on: for each game a board with an answer, and the answer alone."""
-    sequences = []
-    for game in config.games:
-        task, codec = game.task(), Codec(game.task())
-        state = draw_state(task, game.states, config.seed, reward_named(game.reward))
-        start = state.game()
-        answer = chat.ids(codec.write(start.perception(), "", start.legal_actions()[0]))
-        sequences += [(chat.prompt([(state, None)]), answer), (Prompt(answer[:1], ()), answer[1:])]
-    return sequences

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from envs import Task
+from g1_ray.advantages import group_advantages
 from g1_ray.config import AlgorithmConfig, RunConfig
 from g1_ray.types import Batch, Group, Rollout, Sample, Turn
 
@@ -72,8 +73,6 @@ def samples_of(group: Group, config: AlgorithmConfig) -> tuple[Sample, ...]:
 
     All tokens that a rollout's model sampled have the advantage of the rollout's return within the group.
     """
-    from g1_ray.grpo import group_advantages
-
     totals = np.array([rollout.total for rollout in group.rollouts], np.float64)
     advantages = group_advantages(totals, divide_by_std=config.advantage == "grpo")
     first = group.rollouts[0].turns[0].prompt

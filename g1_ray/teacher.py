@@ -148,7 +148,7 @@ def merged(line: bytes, cap: int) -> int:
 
 
 def think_shisen(game: Game, names: Sequence[str], rng: np.random.Generator, err: bool) -> Thought:
-    """The tiles seen from the top, the bottom, the left and the right, until two of them are equal; their kind.
+    """The tiles seen from the top, the bottom, the left and the right, until two of them are equal; then these.
 
     They can be joined around that side. Where no side helps, it is any legal pair. A wrong move is a pair of equal
     tiles that no path joins, or where there is none, a pair of unequal ones.
@@ -159,14 +159,14 @@ def think_shisen(game: Game, names: Sequence[str], rng: np.random.Generator, err
     lines = []
     for side, view in (("top", cells.T), ("bottom", cells[::-1].T), ("left", cells), ("right", cells[:, ::-1])):
         seen = [next((cell for cell in line if flat[cell]), None) for line in view.tolist()]
-        shown = [names[0] if cell is None else f"{_place(cell, game.cols)} {names[flat[cell]]}" for cell in seen]
-        lines.append(f"{side} {' | '.join(shown)}")
+        shown = [names[0] if cell is None else f"{names[flat[cell]]} {_place(cell, game.cols)}" for cell in seen]
+        lines.append(" ".join([side, *shown]))
         pairs = combinations([cell for cell in seen if cell is not None], 2)
-        right = [(a, b) for a, b in pairs if a != b and flat[a] == flat[b]]
+        right = [sorted(pair) for pair in pairs if pair[0] != pair[1] and flat[pair[0]] == flat[pair[1]]]
         if right:
             break
     a, b = right[0] if right else game.actions.cells(legal[int(rng.integers(len(legal)))])
-    working = "\n".join([*lines, names[flat[a]]])
+    working = "\n".join([*lines, f"{names[flat[a]]} {_place(a, game.cols)} {_place(b, game.cols)}"])
     if not err:
         return Thought(working, [action_of(a, b)])
     tiles = combinations(np.flatnonzero(flat).tolist(), 2)
@@ -180,7 +180,7 @@ def _place(cell: int, cols: int) -> str:
 
 
 def think_swap(game: Game, names: Sequence[str], rng: np.random.Generator, err: bool) -> Thought:
-    """Two equal tiles in a line, a third that is next to where it completes them, their kind; then the swap of it.
+    """A kind, two tiles of it in a line, and a third that is next to where it completes them; then the swap of it.
 
     A wrong move brings another neighbour to that place.
     """
@@ -192,7 +192,7 @@ def think_swap(game: Game, names: Sequence[str], rng: np.random.Generator, err: 
     place, tile = (a, b) if standing_matches(after).flat[a] else (b, a)
     line = next(line for line in _threes(board.shape) if place in line and len({int(after.flat[c]) for c in line}) == 1)
     cells = [*(cell for cell in line if cell != place), tile]
-    working = " ".join([*(_place(cell, cols) for cell in cells), names[int(after.flat[place])]])
+    working = " ".join([names[int(after.flat[place])], *(_place(cell, cols) for cell in cells)])
     if not err:
         return Thought(working, [action])
     near = [
@@ -216,5 +216,5 @@ WORKINGS: dict[type[Game], Callable[[Game, Sequence[str], np.random.Generator, b
     Swap: think_swap,
 }
 """How each game is thought about."""
-PHRASES = (UNSURE, BEST, *(f"{word} " for word in "rows columns left up right down top bottom".split()))
+PHRASES = (UNSURE, BEST, "- ", *(f"{word} " for word in "rows columns left up right down top bottom".split()))
 """Words of the workings that are neither kinds nor cells."""

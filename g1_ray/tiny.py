@@ -91,7 +91,7 @@ def prompt_pieces(task: Task) -> list[str]:
 def answer_pieces(task: Task) -> list[str]:
     """The cells of a board, each with the separator after it, and the moves."""
     codec = Codec(task)
-    cells = [name + after for name in codec.names for after in ("", " | ", "\n")]
+    cells = [name + after for name in codec.names for after in ("", " ", " | ", "\n")]
     if codec.actions.num <= 8:
         return cells + [codec.actions.write(action) for action in range(codec.actions.num)]
     places = [f"({row}, {col})" for row in range(codec.rows) for col in range(codec.cols)]

@@ -16,7 +16,6 @@ import ray
 
 from envs.players import PLAYERS
 from g1_ray.actors import QUIET, make_engine
-from g1_ray.chat import Chat
 from g1_ray.config import GameConfig, RunConfig
 from g1_ray.evaluation import Choose, PlayedRun, Result, play_classic, play_model, result_of, table
 from g1_ray.teacher import Oracle
@@ -81,6 +80,8 @@ def _player(entry: Entry) -> Choose:
 
 async def _play_model(config: RunConfig, entry: Entry, seeds: Sequence[int]) -> list[PlayedRun]:
     """The runs of a model, by an engine that is there for them alone."""
+    from g1_ray.chat import Chat
+
     kind = config.eval.engine or config.engine.kind
     engine = make_engine(
         config.model_copy(update={"engine": config.engine.model_copy(update={"kind": kind})}), entry.model_path

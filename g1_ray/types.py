@@ -182,3 +182,15 @@ class Batch:
     """Those of one group stand together."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the groups it was made from: means of rewards, shares, staleness."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What came of a batch."""
+
+    version: int
+    """Completed optimizer steps."""
+    metrics: dict[str, float]
+    """Of the step, the same on all ranks."""
+    skipped: str = ""
+    """Why no optimizer step was made; '' where one was."""

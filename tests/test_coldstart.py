@@ -162,6 +162,10 @@ def test_every_example_is_seen_once_a_round(tiny: Path) -> None:
         seen += trainer._indices(lot)
     assert sorted(seen[:40]) == sorted(seen[40:]) == list(range(40))
     assert seen[:40] != seen[40:]
+    few = make_lot(trainer.chat, examples_of(G2048, 3), 1.0)
+    trainer.step = 0
+    seen = trainer._indices(few)  # 16 of 3: every round is whole before the next begins
+    assert len(seen) == 16 and all(sorted(seen[at : at + 3]) == [0, 1, 2] for at in range(0, 15, 3))
 
 
 def test_examples_of_several_tasks_under_one_name(tiny: Path) -> None:

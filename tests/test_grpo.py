@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from g1_ray.advantages import group_advantages
 from g1_ray.config import AlgorithmConfig
-from g1_ray.grpo import answer_log_ratios, clipped_surrogate, effective_sample_share, group_advantages, k3_kl
+from g1_ray.grpo import answer_log_ratios, clipped_surrogate, effective_sample_share, k3_kl
 
 
 def log(*ratios: float) -> torch.Tensor:

@@ -128,18 +128,19 @@ def test_working_of_shisen_is_what_its_sides_show(seed: int) -> None:
     game = draw_state(task, StatesConfig(), seed, ternary).game()
     board = game.perception()
     thought = think(game, codec.names, np.random.default_rng(seed), False)
-    *lines, kind = thought.working.splitlines()
+    *lines, found = thought.working.splitlines()
     cells = np.arange(board.size).reshape(board.shape)
     turned = {"top": cells.T, "bottom": cells[::-1].T, "left": cells, "right": cells[:, ::-1]}
     for line, (side, view) in zip(lines, turned.items(), strict=False):
         seen = [next((cell for cell in row if board.flat[cell]), None) for row in view.tolist()]
-        shown = ["-" if c is None else f"({c // 4}, {c % 4}) {codec.names[board.flat[c]]}" for c in seen]
-        assert line == f"{side} {' | '.join(shown)}"
+        shown = ["-" if c is None else f"{codec.names[board.flat[c]]} ({c // 4}, {c % 4})" for c in seen]
+        assert line == " ".join([side, *shown])
         tiles = [board.flat[c] for c in {*seen} - {None}]
         assert len(set(tiles)) == len(tiles) or line == lines[-1]
     assert set(thought.moves) <= set(game.legal_actions())
     a, b = game.actions.cells(thought.moves[0])
-    assert codec.names[board.flat[a]] == codec.names[board.flat[b]] == kind
+    assert board.flat[a] == board.flat[b]
+    assert found == f"{codec.names[board.flat[a]]} ({a // 4}, {a % 4}) ({b // 4}, {b % 4})"
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -148,7 +149,7 @@ def test_working_of_swap_is_a_line_and_what_completes_it(seed: int) -> None:
     game = draw_state(task, StatesConfig(max_walk=3), seed, ternary).game()
     board = game.perception()
     thought = think(game, codec.names, np.random.default_rng(seed), False)
-    a, b, tile, kind = re.fullmatch(r"(\(.*\)) (\(.*\)) (\(.*\)) (.*)", thought.working).groups()  # type: ignore[union-attr]
+    kind, a, b, tile = re.fullmatch(r"(.*?) (\(.*\)) (\(.*\)) (\(.*\))", thought.working).groups()  # type: ignore[union-attr]
     cells = [tuple(map(int, re.findall(r"\d", place))) for place in (a, b, tile)]
     assert {codec.names[board[cell]] for cell in cells} == {kind}
     (move,) = thought.moves
