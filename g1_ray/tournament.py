@@ -52,53 +52,63 @@ def entries_of(config: RunConfig, models: Mapping[str, str]) -> list[Entry]:
 
 
 def play_all(config: RunConfig, entries: Sequence[Entry]) -> list[list[PlayedRun]]:
-    """The runs of every entry. Tasks of Ray: a model's have an engine of their own, as the config describes it.
+    """The runs of every entry, in Ray tasks: one for each model, with an engine for it, and one for all the others.
 
-    Models go first, as they take longest. Raises what a task raises.
+    Raises what a task raises.
     """
+    together: dict[str, list[int]] = {}
+    for i, entry in enumerate(entries):
+        together.setdefault(entry.model_path, []).append(i)
+    task = ray.remote(play_together)
     engine = config.engine
-    task = ray.remote(play_entry)
-    order = sorted(range(len(entries)), key=lambda i: not entries[i].model_path)
     refs = {}
-    for i in order:
-        needs = {"num_cpus": engine.cpus, "num_gpus": engine.gpus} if entries[i].model_path else {"num_cpus": 1}
-        refs[i] = task.options(**needs, max_retries=1, runtime_env={"env_vars": QUIET}).remote(config, entries[i])
-    return [ray.get(refs[i], timeout=config.eval.timeout_s) for i in range(len(entries))]
+    for path in sorted(together, reverse=True):  # the models first, as they take longest
+        needs = {"num_cpus": engine.cpus, "num_gpus": engine.gpus} if path else {"num_cpus": 1}
+        here = [entries[i] for i in together[path]]
+        options = {**needs, "max_retries": 1, "runtime_env": {"env_vars": QUIET}}
+        refs[path] = task.options(**options).remote(config, here)
+    runs: dict[int, list[PlayedRun]] = {}
+    for path, ref in refs.items():
+        runs |= dict(zip(together[path], ray.get(ref, timeout=config.eval.timeout_s), strict=True))
+    return [runs[i] for i in range(len(entries))]
 
 
-def play_entry(config: RunConfig, entry: Entry) -> list[PlayedRun]:
-    """The runs of one entry."""
-    seeds = range(config.eval.seed, config.eval.seed + config.eval.runs)
-    if not entry.model_path:
-        return play_classic(entry.game, entry.player, _player(entry), seeds, config.eval.moves)
-    return asyncio.run(_play_model(config, entry, seeds))
+def play_together(config: RunConfig, entries: Sequence[Entry]) -> list[list[PlayedRun]]:
+    """The runs of entries that are all of one model, or all of none."""
+    if entries[0].model_path:
+        return asyncio.run(_play_model(config, entries))
+    seeds = _seeds(config)
+    return [play_classic(e.game, e.player, _player(e), seeds, config.eval.moves) for e in entries]
+
+
+def _seeds(config: RunConfig) -> range:
+    return range(config.eval.seed, config.eval.seed + config.eval.runs)
 
 
 def _player(entry: Entry) -> Choose:
     return Oracle(entry.game.task()) if entry.player == "teacher" else PLAYERS[entry.player]
 
 
-async def _play_model(config: RunConfig, entry: Entry, seeds: Sequence[int]) -> list[PlayedRun]:
-    """The runs of a model, by an engine that is there for them alone."""
+async def _play_model(config: RunConfig, entries: Sequence[Entry]) -> list[list[PlayedRun]]:
+    """The runs of a model, all at once, by an engine that is there for them alone."""
     from g1_ray.chat import Chat
 
-    kind = config.eval.engine or config.engine.kind
-    engine = make_engine(
-        config.model_copy(update={"engine": config.engine.model_copy(update={"kind": kind})}), entry.model_path
-    )
+    path, kind = entries[0].model_path, config.eval.engine or config.engine.kind
+    asked = config.model_copy(update={"engine": config.engine.model_copy(update={"kind": kind})})
+    engine = make_engine(asked, path)
     await engine.start()
-    loop = asyncio.get_running_loop()
+    loop, chat = asyncio.get_running_loop(), Chat(path)
 
     def ask(requests: Sequence[Request], sampling: Sampling) -> list[tuple[Completion, ...]]:
         future = asyncio.run_coroutine_threadsafe(engine.generate(requests, sampling), loop)
         return future.result(config.eval.timeout_s)
 
-    sampling = Sampling(entry.temperature, 1.0, config.rollout.max_tokens)
-    chat = Chat(entry.model_path)
-    try:  # the runs play in a thread, so that the engine's loop stays free
-        return await asyncio.to_thread(
-            play_model, entry.game, entry.player, chat, ask, seeds, config.eval.moves, sampling
-        )
+    def play(entry: Entry) -> list[PlayedRun]:
+        sampling = Sampling(entry.temperature, 1.0, config.rollout.max_tokens)
+        return play_model(entry.game, entry.player, chat, ask, _seeds(config), config.eval.moves, sampling)
+
+    try:  # each entry plays in a thread of its own, so that their answers are made together
+        return await asyncio.gather(*(asyncio.to_thread(play, entry) for entry in entries))
     finally:
         await engine.stop()
 
