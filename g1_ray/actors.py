@@ -78,10 +78,10 @@ class BufferActor:
         await self.buffer.fail(tickets, reason)
 
     async def take(self, version: int) -> Batch | None:
-        groups = await self.buffer.take(version)
+        groups, flat = await self.buffer.take(version)
         if not groups:
             return None  # closed
-        batch = batch_of(groups, version, self.config)
+        batch = batch_of([*groups, *flat], version, self.config)
         self._batch_metrics, self._taken_at = batch.metrics, time.time()
         self._min_version = min(group.min_version for group in groups)
         return batch

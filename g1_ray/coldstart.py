@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from envs import State, Task
 from envs.rewards import reward_named
-from g1_ray.config import NAME, GameConfig, OptimizerConfig, Section, StatesConfig, _override, _read, model_path
-from g1_ray.config_text import explain
+from g1_ray.config import NAME, GameConfig, OptimizerConfig, Section, StatesConfig, load_section, model_path
 from g1_ray.endpoint import Endpoint, Unusable
 from g1_ray.episodes import seed_of
 from g1_ray.states import draw
@@ -111,13 +110,7 @@ def load_coldstart(path: str | Path, overrides: Sequence[str] = ()) -> Coldstart
 
     Raises `ValueError` of at most three lines.
     """
-    values = _read(Path(path))
-    for override in overrides:
-        _override(values, override)
-    try:
-        config = ColdstartConfig.model_validate(values)
-    except ValidationError as error:
-        raise ValueError(explain(error, ColdstartConfig, str(path), overrides)) from None
+    config = load_section(ColdstartConfig, path, overrides)
     model_path(config.model)
     return config
 

@@ -12,7 +12,7 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -270,15 +270,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     An override is `games.0.ratio=2`. Its value is TOML, and what is not TOML is text. Raises
     `ValueError` of at most three lines.
     """
+    config = load_section(RunConfig, path, overrides)
+    model_path(config.model.path)
+    return config
+
+
+Schema = TypeVar("Schema", bound=Section)
+
+
+def load_section(schema: type[Schema], path: str | Path, overrides: Sequence[str] = ()) -> Schema:
+    """What a file with overrides describes, by any schema. Raises `ValueError` of at most three lines."""
     values = _read(Path(path))
     for override in overrides:
         _override(values, override)
     try:
-        config = RunConfig.model_validate(values)
+        return schema.model_validate(values)
     except ValidationError as error:
-        raise ValueError(explain(error, RunConfig, str(path), overrides)) from None
-    model_path(config.model.path)
-    return config
+        raise ValueError(explain(error, schema, str(path), overrides)) from None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import itertools
 import os
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from envs import State
 from g1_ray.config import EngineConfig
 from g1_ray.episodes import seed_of
 from g1_ray.types import Completion, Floats, Ints, Prompt, Request, Sampling
-from g1_ray.weight_sync import Manifest, SyncReport, check_names, check_version, packed_names, weights_file
+from g1_ray.weight_sync import SyncReport, check_names, check_version, packed_names, weights_file
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput, RequestOutput
@@ -51,8 +51,7 @@ class VLLMEngine:
     `model_path` is a folder or name that vLLM loads, `dtype` 'float32' or 'bfloat16', `sampling` what `generate` uses
     where it is not told otherwise. Log-probabilities are of softmax(logits / temperature) over the whole vocabulary
     where `sampling.temperature` is 1; at any other temperature vLLM gives those of the distribution that it samples
-    from, in which vision tokens, and tokens that `top_p` cuts off, have no share. `transfer`: whether weights come as
-    bytes (`load_policy`) or over NCCL (`receive_policy`).
+    from, in which vision tokens, and tokens that `top_p` cuts off, have no share.
     """
 
     def __init__(
@@ -62,10 +61,9 @@ class VLLMEngine:
         dtype: str,
         sampling: Sampling,
         freeze_vision: bool = True,
-        transfer: Literal["file", "nccl"] = "file",
     ) -> None:
         self._path, self._config, self._dtype, self._sampling = model_path, engine, dtype, sampling
-        self._freeze_vision, self._transfer = freeze_vision, transfer
+        self._freeze_vision = freeze_vision
         self._version = 0
         self._ids = itertools.count()
 
@@ -119,7 +117,7 @@ class VLLMEngine:
             "logprobs_mode": "raw_logprobs" if self._sampling.temperature == 1 else "processed_logprobs",
             "disable_log_stats": True,
             "worker_extension_cls": "g1_ray.vllm_worker.Worker",
-            "weight_transfer_config": WeightTransferConfig(backend=self._transfer),
+            "weight_transfer_config": WeightTransferConfig(backend="file"),
         }
         if config.gpus:
             return arguments | {
@@ -166,42 +164,26 @@ class VLLMEngine:
 
         Raises `ValueError` for a version that is not newer, and for weights of another model.
         """
-        with weights_file(weights) as path:
-            return await self._update(version, packed_names(weights), {"path": str(path)}, len(weights))
-
-    async def join_nccl(self, address: str, port: int, first_rank: int, world_size: int) -> None:
-        """Joins the learner's NCCL group with all its GPUs; returns once every rank is there. See `NcclSender`."""
-        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
-
-        meeting = {"master_address": address, "master_port": port, "world_size": world_size}
-        info = {**meeting, "rank_offset": first_rank, "packed": True}
-        await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
-
-    async def receive_policy(self, manifest: Manifest, version: int) -> SyncReport:
-        """`load_policy` of what `NcclSender.send` sends meanwhile."""
-        info = {"names": manifest.names, "dtype_names": manifest.dtypes, "shapes": manifest.shapes}
-        return await self._update(version, manifest.names, info, manifest.num_bytes)
-
-    async def _update(self, version: int, names: Sequence[str], info: dict[str, Any], num_bytes: int) -> SyncReport:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         async with self._sync:
             check_version(self._version, version)
-            check_names(names, self._parameters)
-            self._open.clear()
-            started = time.perf_counter()
-            await self._llm.pause_generation(mode="keep", clear_cache=False)
-            paused = time.perf_counter()
-            await self._llm.start_weight_update()
-            await self._llm.update_weights(WeightTransferUpdateRequest(update_info=info))
-            await self._llm.finish_weight_update(weight_version=str(version))
-            loaded = time.perf_counter()
+            check_names(packed_names(weights), self._parameters)
+            with weights_file(weights) as path:
+                self._open.clear()
+                started = time.perf_counter()
+                await self._llm.pause_generation(mode="keep", clear_cache=False)
+                paused = time.perf_counter()
+                await self._llm.start_weight_update()
+                await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"path": str(path)}))
+                await self._llm.finish_weight_update(weight_version=str(version))
+                loaded = time.perf_counter()
             await self._llm.reset_prefix_cache()
             self._version = version
             await self._llm.resume_generation()
             self._open.set()
         ended = time.perf_counter()
-        return SyncReport(version, num_bytes, pause_s=ended - started, load_s=loaded - paused)
+        return SyncReport(version, len(weights), pause_s=ended - started, load_s=loaded - paused)
 
     async def _answer(self, request: Request, sampling: Sampling) -> tuple[Completion, ...]:
         from vllm import SamplingParams

@@ -152,10 +152,11 @@ class ReplayBuffer:
 
     # The train graph
 
-    async def take(self, version: int) -> list[Group]:
+    async def take(self, version: int) -> tuple[list[Group], list[Group]]:
         """The oldest `groups_per_step` groups that are fresh enough for policy `version`, once there are so many.
 
-        Groups that are too old are dropped. No groups where the buffer is closed before that.
+        And the flat ones that came since the last batch: they teach nothing, and belong to how well the policy does.
+        Groups that are too old are dropped. No groups at all where the buffer is closed before that.
         """
         num_groups = self.config.rollout.groups_per_step
         async with self._changed:
@@ -165,12 +166,13 @@ class ReplayBuffer:
                     break
                 await self._changed.wait()
             else:
-                return []
+                return [], []
             # With staleness 0 the slots admit no more than these: their numbers decide, not their order of arrival.
             groups = [self._waiting.pop(number) for number in sorted(self._waiting)[:num_groups]]
             self._taken = {group.ticket.group: (group, version - group.min_version) for group in groups}
-            self._remember_visited(groups)
-            return groups
+            flat, self._flat = self._flat, []
+            self._remember_visited([*groups, *flat])
+            return groups, flat
 
     def _drop_stale(self, version: int) -> None:
         for number, group in list(self._waiting.items()):
@@ -182,11 +184,10 @@ class ReplayBuffer:
 
     def _remember_visited(self, groups: Sequence[Group]) -> None:
         """Keeps one state that each group led to. Only here does the pool change, so all of a step draw from one."""
-        for group in sorted([*groups, *self._flat], key=lambda group: group.ticket.group):
+        for group in sorted(groups, key=lambda group: group.ticket.group):
             ends = [rollout.turns[-1].next_state for rollout in group.rollouts if not rollout.over]
             if ends:
                 self._visited[group.ticket.game].append(ends[group.ticket.seed % len(ends)])
-        self._flat.clear()
 
     async def release(self, version: int, skipped: str = "") -> None:
         """The engines hold policy `version`: what it was trained on gives its slots back.

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,47 +96,6 @@ def check_names(given: Iterable[str], needed: Iterable[str]) -> None:
     if missing or over:
         what = f"lack {missing[0]} and {len(missing) - 1} more" if missing else f"hold {over[0]}, which the model lacks"
         raise ValueError(f"these weights {what}: publish all of model.named_parameters(), adapters merged")
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What an NCCL sync sends, in order."""
-
-    names: list[str]
-    dtypes: list[str]
-    """As attributes of torch: 'bfloat16'."""
-    shapes: list[list[int]]
-    num_bytes: int
-
-    @classmethod
-    def of(cls, parameters: Iterable[tuple[str, torch.Tensor]]) -> Self:
-        """Of tensors that are sent as they are."""
-        named = list(parameters)
-        dtypes = [str(tensor.dtype).removeprefix("torch.") for _, tensor in named]
-        shapes = [list(tensor.shape) for _, tensor in named]
-        return cls([name for name, _ in named], dtypes, shapes, sum(tensor.nbytes for _, tensor in named))
-
-
-class NcclSender:
-    """The learner's side of an NCCL sync: its first rank, which is rank 0 of a group with every GPU of every engine.
-
-    Made while `VLLMEngine.join_nccl` runs in each engine: engine i of n GPUs each has first rank 1 + i * n in a world
-    of 1 + engines * n. Sends while their `receive_policy` runs, the same tensors in the order of the `Manifest`. vLLM
-    does the work. Never run yet: it takes two GPUs.
-    """
-
-    def __init__(self, address: str, port: int, world_size: int) -> None:
-        from vllm.distributed.weight_transfer.nccl_common import trainer_init
-
-        self._group = trainer_init({"master_address": address, "master_port": port, "world_size": world_size})
-
-    def send(self, parameters: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Sends whole tensors on this rank's GPU."""
-        from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
-
-        packed_nccl_broadcast_producer(
-            iter(parameters), self._group, src=0, post_iter_func=lambda item: item[1].contiguous()
-        )
 
 
 class Canary:

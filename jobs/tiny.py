@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from g1_ray.coldstart import LessonConfig
 
-STEPS = {"tiny-base": 800, "tiny-coldstart": 1600}
+STEPS = {"tiny-base": 700, "tiny-coldstart": 1800}
 """Optimizer steps of each: the base model is trained from scratch, the cold-started one from it."""
 TEACHERS = {"tiny-base": "novice", "tiny-coldstart": "oracle"}
 EXAMPLES = 12_000
@@ -22,7 +22,7 @@ _OPEN = {"random_walk": 1, "policy": 1, "open_only": True}
 GAMES: tuple[dict[str, Any], ...] = (
     {"name": "2048-3x3", "game": "2048", "reasoning": {"size": 3}, "perception": _NUMBERS},
     {"name": "2048-3x3-open", "game": "2048", "reasoning": {"size": 3}, "perception": _NUMBERS, "states": _OPEN},
-    {"name": "shisen-4x4", "game": "shisen", "reasoning": {"rows": 4, "cols": 4}, "ratio": 3},
+    {"name": "shisen-4x4", "game": "shisen", "reasoning": {"rows": 4, "cols": 4}, "ratio": 4},
     {"name": "2048-4x4", "game": "2048", "reasoning": {"size": 4}, "perception": _NUMBERS},
     {"name": "2048-4x4-open", "game": "2048", "reasoning": {"size": 4}, "perception": _NUMBERS, "states": _OPEN},
     {"name": "photos-4x4", "game": "shisen-photos", "reasoning": {"rows": 4, "cols": 4}, "ratio": 3},
@@ -66,7 +66,8 @@ def main(argv: list[str] | None = None) -> int:
     start = out / "untrained"
     make_tiny(start, TASKS, args.seed)
     for name in STEPS:
-        train(name, start, out, args)
+        if not (out / name / "made.json").exists():
+            train(name, start, out, args)
         start = out / name
     return 0
 
@@ -90,9 +91,9 @@ def lessons(names: Sequence[str], scale: float = 1.0) -> list[LessonConfig]:
 
 
 def train(name: str, start: Path, out: Path, args: argparse.Namespace) -> None:
-    """Trains out/name from the model `start`."""
+    """Trains out/name from the model `start`, or goes on where that was stopped."""
     from g1_ray.coldstart import Maker, SftConfig, TeacherConfig, make_examples
-    from g1_ray.sft import Trainer, fit, make_lot
+    from g1_ray.sft import Trainer, fit, last_checkpoint, make_lot
     from g1_ray.tiny import ship
 
     began, games, seed, scale = time.monotonic(), lessons(args.games, args.scale), args.seed, args.scale
@@ -102,12 +103,18 @@ def train(name: str, start: Path, out: Path, args: argparse.Namespace) -> None:
             "micro_batch": 96,
             "optimizer": {"lr": 2e-3, "warmup_steps": 40, "betas": (0.9, 0.98)},
             "final_lr": 0.02,
-            "checkpoint_every": 0,
+            # The base model sees already; what it sees need not be worked out backwards again.
+            "freeze_vision": name == "tiny-coldstart",
+            "checkpoint_every": 100,
             "log_every": 25,
         }
     )
     steps = max(1, round(STEPS[name] * scale))
-    trainer = Trainer(start, config, steps, seed)
+    run = out / "runs" / name
+    checkpoint = last_checkpoint(run)
+    trainer = Trainer(checkpoint or start, config, steps, seed)
+    if checkpoint:
+        trainer.resume(checkpoint)
     teacher = TeacherConfig.model_validate({"kind": TEACHERS[name]})
     total = sum(game.ratio for game in games)
     lots = []
@@ -115,7 +122,7 @@ def train(name: str, start: Path, out: Path, args: argparse.Namespace) -> None:
         examples = list(make_examples(Maker(game, teacher, seed), game.examples))
         lots.append(make_lot(trainer.chat, examples, game.ratio / total))
         print(f"{name}: {len(examples)} examples of {game.name}, {time.monotonic() - began:.0f} s", flush=True)
-    fit(trainer, lots, out / "runs" / name, lambda line: print(f"{name}: {line}", flush=True))
+    fit(trainer, lots, run, lambda line: print(f"{name}: {line}", flush=True))
     some = "" if args.games == NAMES else f" --games {' '.join(args.games)}"
     made = {
         "command": f"g1-ray tiny OUT --train --seed {seed} --scale {scale}{some}",

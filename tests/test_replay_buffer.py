@@ -62,7 +62,7 @@ def test_slots_bound_what_is_under_way_and_come_back_on_release():
         assert [t.group for t in tickets] == list(range(8))
         ninth = asyncio.ensure_future(buffer.admit(1))
         await buffer.put([group_of(t) for t in tickets[:4]])
-        taken = await buffer.take(0)
+        taken, _ = await buffer.take(0)
         await asyncio.sleep(0)
         assert [g.ticket.group for g in taken] == [0, 1, 2, 3]
         assert not ninth.done()  # trained on, but the engines do not hold the new weights yet
@@ -134,7 +134,7 @@ def test_stale_groups_are_dropped_not_trained_on():
         assert not late.done()
         fresh = await buffer.admit(4)
         await buffer.put([group_of(t) for t in fresh])
-        assert [g.ticket.group for g in await late] == [t.group for t in fresh]
+        assert [g.ticket.group for g in (await late)[0]] == [t.group for t in fresh]
         assert harness.balanced()
 
     run(body())
@@ -153,7 +153,7 @@ def test_flat_and_bad_groups_give_their_slots_back_at_once():
         more = await buffer.admit(2)
         assert [t.group for t in more] == [4, 5]
         await buffer.put([group_of(t) for t in more])
-        assert [g.ticket.group for g in await buffer.take(0)] == [0, 3, 4, 5]
+        assert [g.ticket.group for g in (await buffer.take(0))[0]] == [0, 3, 4, 5]
 
     run(body())
     assert harness.balanced()
@@ -177,7 +177,7 @@ def test_without_staleness_a_batch_does_not_depend_on_who_was_faster():
                     await buffer.put([group_of(pick)])
                     if pick.group in (1, 6):
                         waiting += await buffer.admit(1)
-                groups = await buffer.take(version)
+                groups, _ = await buffer.take(version)
                 batches.append([(g.ticket.group, g.ticket.seed, g.ticket.state) for g in groups])
                 await buffer.release(version + 1)
 
@@ -233,6 +233,6 @@ def test_closing_wakes_everybody():
         waiting = [asyncio.ensure_future(harness.buffer.admit(1)), asyncio.ensure_future(harness.buffer.take(0))]
         await asyncio.sleep(0)
         await harness.buffer.close()
-        assert await asyncio.gather(*waiting) == [[], []]
+        assert await asyncio.gather(*waiting) == [[], ([], [])]
 
     run(body())

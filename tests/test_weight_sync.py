@@ -4,7 +4,6 @@ import torch
 
 from g1_ray.weight_sync import (
     Canary,
-    Manifest,
     WeightSyncError,
     check_names,
     check_version,
@@ -47,11 +46,6 @@ def test_weights_of_another_model_are_refused() -> None:
         check_names(["c"], ["a", "b", "c"])
     with pytest.raises(ValueError, match=r"hold a.lora_A, which the model lacks: .* adapters merged"):
         check_names(["a", "a.lora_A"], ["a"])
-
-
-def test_a_manifest_says_what_is_sent() -> None:
-    manifest = Manifest.of([("w", torch.zeros(2, 3, dtype=torch.bfloat16)), ("b", torch.zeros(3))])
-    assert manifest == Manifest(["w", "b"], ["bfloat16", "float32"], [[2, 3], [3]], 24)
 
 
 def learner(step: int, change: float) -> list[np.ndarray]:
