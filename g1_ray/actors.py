@@ -97,9 +97,6 @@ class BufferActor:
         books = self.buffer.books()
         return StepSummary(report.version, metrics, books, self._taken_at, self._min_version, report.skipped)
 
-    async def books(self) -> dict[str, int]:
-        return self.buffer.books()
-
     async def snapshot(self, step: int) -> dict[str, Any]:
         """The books for the checkpoint of a step, which is marked in the ledger."""
         state = self.buffer.state_dict()
@@ -109,10 +106,11 @@ class BufferActor:
     async def load_state_dict(self, state: dict[str, Any]) -> None:
         self.buffer.load_state_dict(state)
 
-    async def close(self) -> None:
-        """Lets go whoever waits, and writes out what is kept."""
-        await self.buffer.close()
+    async def close(self) -> dict[str, int]:
+        """Lets go whoever waits, and writes out what is kept. The final books."""
+        books = await self.buffer.close()
         self.folder.close()
+        return books
 
 
 class LearnerActor:

@@ -49,6 +49,8 @@ class Pipeline:
         self.config, self.model_path, self.folder = config, model_path, folder
         self.version = 0
         self.failures = self.skipped = 0
+        self.books: dict[str, int] = {}
+        """What became of all groups, once closed: issued = trained + dropped + quarantined + in_flight."""
 
     def start(self, checkpoint: Path | None = None) -> None:
         """Brings up every actor with one and the same policy: that of the checkpoint, or the model as it is."""
@@ -198,17 +200,12 @@ class Pipeline:
             answers[i :: len(engines)] = part
         return answers
 
-    def books(self) -> dict[str, int]:
-        """What became of all groups: issued = trained + dropped + quarantined + in_flight."""
-        books: dict[str, int] = self._get(self.actors.buffer.books.remote())
-        return books
-
     def close(self) -> None:
-        """Ends all actors. What is in flight is lost, and booked as that."""
+        """Ends all actors. What is in flight stays so in `books`, and is lost."""
         if not hasattr(self, "crew"):
             return
         try:
-            self._get(self.actors.buffer.close.remote(), 30.0)
+            self.books = self._get(self.actors.buffer.close.remote(), 30.0)
             self._all([engine.stop.remote() for engine in self.actors.engines], 30.0)
         except (ray.exceptions.RayError, RuntimeError) as error:
             self.folder.note(f"not everything stopped of itself: {first_line(error)}")

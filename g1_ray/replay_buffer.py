@@ -79,11 +79,18 @@ class ReplayBuffer:
     # The rollout graph
 
     async def admit(self, num_groups: int) -> list[Ticket]:
-        """The next tickets, once there are slots for all of them; none once the buffer is closed."""
-        assert num_groups <= self.capacity, f"{num_groups} groups never fit into {self.capacity} slots"
+        """The next tickets, once there are slots for all of them; none once the buffer is closed.
+
+        Fewer where nothing is running any more, as then no other slots will come free: a batch may lack just a few.
+        """
         async with self._changed:
-            await self._changed.wait_for(lambda: self._closed or self._free >= num_groups)
-            return [] if self._closed else [self._issue() for _ in range(num_groups)]
+            await self._changed.wait_for(lambda: self._closed or self._free >= (num_groups if self._active else 1))
+            return [] if self._closed else [self._issue() for _ in range(min(num_groups, self._free))]
+
+    @property
+    def _active(self) -> int:
+        """Groups that somebody is at work on."""
+        return len(self._running) - len(self._again)
 
     @property
     def _free(self) -> int:
@@ -114,12 +121,16 @@ class ReplayBuffer:
         return Ticket(number, game.name, seed, self.version, state=state)
 
     async def put(self, groups: Sequence[Group]) -> int:
-        """Takes groups in, each whole; returns how many. One that came already, or of an older issue, is refused."""
+        """Takes groups in, each whole; returns how many.
+
+        One that came already, or of an older issue, is refused, and so is everything once the books are closed.
+        """
         taken_in = 0
         async with self._changed:
             for group in groups:
                 current = self._running.get(group.ticket.group)
-                if current is None or current.incarnation != group.ticket.incarnation or current in self._again:
+                stray = current is None or current.incarnation != group.ticket.incarnation or current in self._again
+                if stray or self._closed:
                     self.counts["refused"] += 1
                     continue
                 del self._running[group.ticket.group]
@@ -240,8 +251,9 @@ class ReplayBuffer:
             if name in self._visited:
                 self._visited[name].extend(State.from_bytes(bytes.fromhex(data)) for data in states)
 
-    async def close(self) -> None:
-        """Wakes everybody up: nothing more is admitted or taken."""
+    async def close(self) -> dict[str, int]:
+        """Wakes everybody up: nothing more is admitted, taken in or handed out. The final books."""
         async with self._changed:
             self._closed = True
             self._changed.notify_all()
+            return self.books()

@@ -65,7 +65,6 @@ def train(config: RunConfig, resume: bool = False, address: str = "", cluster_fi
                 progress.step(step, metrics)
 
             pipeline.train(on_step, stop.is_set)
-            books = pipeline.books()
         finally:
             pipeline.close()
     trained_s = time.monotonic() - begun
@@ -74,7 +73,7 @@ def train(config: RunConfig, resume: bool = False, address: str = "", cluster_fi
     results = []
     if config.eval.runs and not stop.is_set():
         results = evaluate(config, folder.path, str(folder.checkpoint(pipeline.version)))
-    folder.write_report(books, time.monotonic() - begun, training_s=trained_s, results=results)
+    folder.write_report(pipeline.books, time.monotonic() - begun, training_s=trained_s, results=results)
     folder.close()
     if stop.is_set():
         print(f"stopped at step {pipeline.version}; go on with --resume")

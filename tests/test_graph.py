@@ -92,7 +92,7 @@ def crew(ray_cluster, everybody):
     def make(engines: int = 1, ranks: int = 1, **behaviour: float) -> Actors:
         asked = [engine.behave.remote(**behaviour) for engine in everybody.engines]
         asked += [everybody.env_workers[0].finish.remote(""), everybody.buffer.open.remote(2)]
-        ray_cluster.get(asked, timeout=60)  # all of them are there
+        ray_cluster.get(asked, timeout=120)  # all of them are there
         return Actors(everybody.buffer, everybody.env_workers, everybody.engines[:engines], everybody.learners[:ranks])
 
     return make

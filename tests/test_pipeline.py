@@ -106,7 +106,10 @@ def check_checkpoint(path: Path) -> None:
     from g1_ray.config import MODELS
 
     trained, start = (AutoModelForImageTextToText.from_pretrained(p) for p in (path, MODELS / "tiny-coldstart"))
-    moved = [float((a - b).abs().max()) for a, b in zip(trained.parameters(), start.float().parameters(), strict=True)]
+    moved = [
+        float((a - b).detach().abs().max())
+        for a, b in zip(trained.parameters(), start.float().parameters(), strict=True)
+    ]
     assert max(moved) > 1e-5  # four steps of 1e-4
 
 

@@ -236,3 +236,21 @@ def test_closing_wakes_everybody():
         assert await asyncio.gather(*waiting) == [[], ([], [])]
 
     run(body())
+
+
+def test_the_last_groups_of_a_batch_come_even_where_a_tick_asks_for_more():
+    harness = Harness(max_staleness=0, flat={1})
+    buffer = harness.buffer
+
+    async def body():
+        first, second = await buffer.admit(2), await buffer.admit(2)
+        waiting = asyncio.ensure_future(buffer.admit(2))
+        await buffer.put([group_of(t) for t in first])  # one of them is flat, so one slot is free
+        await asyncio.sleep(0)
+        assert not waiting.done()  # another may come free, so they wait to go together
+        await buffer.put([group_of(t) for t in second])
+        (last,) = await waiting
+        await buffer.put([group_of(last)])
+        assert len((await buffer.take(0))[0]) == 4
+
+    run(body())
