@@ -154,7 +154,7 @@ def test_a_hung_call_is_given_up_and_named(crew):
 def test_a_dead_actor_is_named(ray_cluster, crew):
     actors = crew()
     engine = ray_cluster.remote(Engine).options(num_cpus=0).remote()
-    ray_cluster.get(engine.behave.remote(delay_s=60), timeout=60)
+    ray_cluster.get(engine.behave.remote(delay_s=60), timeout=120)
     executor = Executor(tick_timeout_s=20)
     executor.start(0, rollout_graph(replace(actors, engines=[engine]), 0, turns=1), 1)
     while executor.ticks[0].opened is None:
