@@ -26,9 +26,9 @@ def connect(config: RunConfig, address: str = "", cluster_file: str = "") -> Non
 
     if not ray.is_initialized():
         try:
-            ray.init(
-                address=address or None, include_dashboard=None if address else False, logging_level=logging.WARNING
-            )
+            # What the libraries of a local run chatter about stays in Ray's log files; errors come as exceptions.
+            local = {} if address else {"include_dashboard": False, "log_to_driver": False}
+            ray.init(address=address or None, logging_level=logging.WARNING, **local)
         except ConnectionError as error:
             raise ValueError(f"no Ray cluster at {address!r}: {str(error).splitlines()[0]}") from None
     check_run(config, nodes_of_yaml(cluster_file) if cluster_file else nodes_of_ray(ray.nodes()))

@@ -77,7 +77,7 @@ def train(config: RunConfig, resume: bool = False, address: str = "", cluster_fi
     folder.close()
     if stop.is_set():
         print(f"stopped at step {pipeline.version}; go on with --resume")
-    print(f"{folder.path}: curves.png, eval/table.md, eval/*.webp, report.json, checkpoints")
+    print(f"{folder.path}: curves.png, {'eval/table.md, eval/*.webp, ' if results else ''}report.json, checkpoints")
     return 0
 
 
