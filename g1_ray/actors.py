@@ -150,9 +150,6 @@ class LearnerActor:
         """Writes the checkpoint, with the buffer's books in it."""
         self.learner.save(folder, {"buffer": books})
 
-    def close(self) -> None:
-        self.learner.close()
-
 
 class EngineActor:
     """An inference engine that answers whole plays."""

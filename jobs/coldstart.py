@@ -77,4 +77,6 @@ def num_steps(config: ColdstartConfig, shares: Sequence[float]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from jobs.__main__ import run
+
+    raise SystemExit(run("coldstart", main))

@@ -155,4 +155,6 @@ def measure(out: Path, games: Sequence[LessonConfig], num: int) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from jobs.__main__ import run
+
+    raise SystemExit(run("tiny", main))
