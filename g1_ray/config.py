@@ -206,7 +206,7 @@ class EvalConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> EvalConfig:
         for path in self.baselines.values():
-            model_path(path, "baselines")
+            model_path(path, "eval.baselines")
         return self
 
 
@@ -339,9 +339,15 @@ def _value(text: str, override: str) -> Any:
 def model_path(path: str, key: str = "model.path") -> str:
     """What `from_pretrained` takes: the folder of a shipped model, another folder, or a Hugging Face name as it is.
 
-    Raises `ValueError` that names the key where a folder is no model. `check_model` finds out if a name can be had.
+    A run's folder stands for its newest checkpoint. Raises `ValueError` that names the key where a folder is no model.
+    `check_model` finds out if a name can be had.
     """
     folder = MODELS / path if path in SHIPPED_MODELS else Path(path).expanduser()
+    if (folder / "checkpoints").is_dir():
+        steps = [step for step in (folder / "checkpoints").iterdir() if re.fullmatch(r"step-\d+", step.name)]
+        if not steps:
+            raise ValueError(f"{key} = {path!r}: that run has no checkpoint yet")
+        folder = max(steps, key=lambda step: int(step.name.removeprefix("step-")))
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             inside = sorted(str(file.parent) for file in folder.glob("*/config.json"))
@@ -370,9 +376,9 @@ def check_software(config: RunConfig) -> None:
         raise ValueError("model.lora.rank is set, and peft is not installed: pip install peft, or model.lora.rank=0")
 
 
-def check_model(path: str, timeout_s: float = 10.0) -> None:
+def check_model(path: str, key: str = "model.path", timeout_s: float = 10.0) -> None:
     """Raises `ValueError` where a Hugging Face name is neither in the cache nor to be had from the Hub."""
-    name = model_path(path)
+    name = model_path(path, key)
     if Path(name).is_dir():
         return
     from huggingface_hub import HfApi, try_to_load_from_cache
@@ -385,11 +391,11 @@ def check_model(path: str, timeout_s: float = 10.0) -> None:
         HfApi().model_info(name, timeout=timeout_s)
     except RepositoryNotFoundError:
         raise ValueError(
-            f"model.path = {name!r}: the Hub has no such model, or keeps it from you.\n"
+            f"{key} = {name!r}: the Hub has no such model, or keeps it from you.\n"
             "Log in with `hf auth login` if it is gated."
         ) from None
     except Exception as error:  # its class depends on the HTTP library that huggingface_hub has chosen
         raise ValueError(
-            f"model.path = {name!r}: not in the cache, and the Hub can't be reached ({type(error).__name__}).\n"
-            f"Fetch it where there is a network (hf download {name}) and give the folder as model.path."
+            f"{key} = {name!r}: not in the cache, and the Hub can't be reached ({type(error).__name__}).\n"
+            f"Fetch it where there is a network (hf download {name}) and give the folder as {key}."
         ) from None

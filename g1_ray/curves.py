@@ -1,4 +1,7 @@
-"""The curves of a run, from its metrics.jsonl: reward, P_acc and R_acc of every game, as a picture and as a table."""
+"""The curves of a run, from its metrics.jsonl, as a picture and as a table.
+
+Of reinforcement learning the reward, P_acc and R_acc of every game; of a cold start the loss and the tokens foretold.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,9 @@ CURVES = {
     "r_acc": "R_acc: right move given a right board",
 }
 """Last part of the metric's name, which is <game>/<this> -> title."""
+SFT_CURVES = {"loss": "loss, nats a token", "token_acc": "share of tokens foretold"}
+SHARES = ("p_acc", "r_acc", "token_acc")
+"""Curves between 0 and 1."""
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -45,40 +51,51 @@ def smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
 
 
 def save_curves(folder: str | Path) -> Path:
-    """Writes curves.png and curves.csv into a run folder; returns the picture's path.
+    """Writes curves.png and curves.csv into a run's or a cold start's folder; returns the picture's path.
 
     The picture shows the values and their mean over a twentieth of the run. Raises `ValueError` where there is nothing.
     """
     folder = Path(folder)
     metrics = read_metrics(folder)
-    games = games_in(metrics)
-    if not games:
+    if not metrics:
         raise ValueError(f"{folder / 'metrics.jsonl'}: no step has been trained yet")
-    columns = [f"{game}/{curve}" for game in games for curve in CURVES]
+    games = games_in(metrics)
+    if games:
+        curves, names = CURVES, {game: {curve: f"{game}/{curve}" for curve in CURVES} for game in games}
+    else:
+        curves, names = SFT_CURVES, {"": {curve: curve for curve in SFT_CURVES}}
+    columns = [name for line in names.values() for name in line.values()]
     with (folder / "curves.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["step", *columns])
         table.writerows([line["step"], *(line.get(column) for column in columns)] for line in metrics)
-    _draw(folder / "curves.png", metrics, games)
+    _draw(folder / "curves.png", metrics, curves, names)
     return folder / "curves.png"
 
 
-def _draw(path: Path, metrics: Sequence[Mapping[str, Any]], games: Sequence[str]) -> None:
+def _draw(
+    path: Path,
+    metrics: Sequence[Mapping[str, Any]],
+    curves: Mapping[str, str],
+    names: Mapping[str, Mapping[str, str]],
+) -> None:
+    """A plot for each of `curves`, with a line for each of `names`: label -> curve -> metric."""
     from matplotlib.figure import Figure  # without pyplot: no display, nothing global
 
-    figure = Figure(figsize=(4 * len(CURVES), 3.4), layout="constrained")
+    figure = Figure(figsize=(4 * len(curves), 3.4), layout="constrained")
     steps = np.array([line["step"] for line in metrics])
     window = max(1, len(steps) // 20)
-    for axes, (curve, title) in zip(figure.subplots(1, len(CURVES)), CURVES.items(), strict=True):
-        for i, game in enumerate(games):
+    for axes, (curve, title) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
+        for i, (label, metric) in enumerate(names.items()):
             # A step in which no answer bears on a metric lacks it.
-            values = np.array([line.get(f"{game}/{curve}") for line in metrics], np.float64)
+            values = np.array([line.get(metric[curve]) for line in metrics], np.float64)
             axes.plot(steps, values, color=f"C{i}", alpha=0.25, linewidth=1)
-            axes.plot(steps, smooth(values, window), color=f"C{i}", label=game)
+            axes.plot(steps, smooth(values, window), color=f"C{i}", label=label)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("optimizer step")
         axes.grid(alpha=0.3)
-        if curve != "reward":
+        if curve in SHARES:
             axes.set_ylim(-0.02, 1.02)
-    figure.axes[0].legend()
+    if any(names):
+        figure.axes[0].legend()
     figure.savefig(path, dpi=110)

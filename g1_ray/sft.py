@@ -25,6 +25,7 @@ from envs import State, Task
 from g1_ray.attention import CHUNKS
 from g1_ray.chat import Chat
 from g1_ray.coldstart import Example, SftConfig
+from g1_ray.curves import save_curves
 from g1_ray.episodes import seed_of
 from g1_ray.model import vision_tower
 from g1_ray.types import Ints
@@ -190,9 +191,10 @@ class Trainer:
 
 
 def fit(trainer: Trainer, lots: Sequence[Lot], out: Path, show: Callable[[str], None] = print) -> dict[str, float]:
-    """Trains to the last step: a line in out/metrics.jsonl for each, checkpoints in out/checkpoints; the last metrics.
+    """Trains to the last step; returns the last metrics.
 
-    A run that goes on drops the lines after its checkpoint.
+    Writes a line in out/metrics.jsonl for each, checkpoints in out/checkpoints, and at the end out/curves.png. A run
+    that goes on drops the lines after its checkpoint.
     """
     out.mkdir(parents=True, exist_ok=True)
     log = out / "metrics.jsonl"
@@ -218,6 +220,7 @@ def fit(trainer: Trainer, lots: Sequence[Lot], out: Path, show: Callable[[str], 
             if config.checkpoint_every and trainer.step % config.checkpoint_every == 0:
                 trainer.save(out / "checkpoints" / f"step-{trainer.step}")
     trainer.save(out / "checkpoints" / f"step-{trainer.step}")
+    save_curves(out)
     return metrics
 
 

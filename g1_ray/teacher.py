@@ -16,13 +16,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from envs import Codec, Task
-from envs.core import Game
+from envs.core import Board, Game
 from envs.games.g2048 import DOWN, LEFT, RIGHT, UP, Game2048
 from envs.games.shisen import ShisenSho
 from envs.games.swap import Swap, standing_matches, swapped
 from envs.rewards import reward_table
 
-ERR_RATE = 0.28
+ERR_RATE = 0.5
 """How often a teacher errs unless told otherwise: what is learned from it is well short of what play can be."""
 UNSURE = "I take a legal move."
 """What somebody thinks who has no idea."""
@@ -148,31 +148,50 @@ def merged(line: bytes, cap: int) -> int:
 
 
 def think_shisen(game: Game, names: Sequence[str], rng: np.random.Generator, err: bool) -> Thought:
-    """The tiles seen from the top, the bottom, the left and the right, until two of them are equal; then these.
+    """The tiles that a side of the board shows, then the next side, until one is like another of its side: these two.
 
-    They can be joined around that side. Where no side helps, it is any legal pair. A wrong move is a pair of equal
-    tiles that no path joins, or where there is none, a pair of unequal ones.
+    They can be joined around that side. Any side comes first, or the last ones would hardly be learned. Where none
+    helps, it is any legal pair. A wrong move is a pair of equal tiles that no path joins, or where there is none, a
+    pair of unequal ones.
     """
     assert isinstance(game, ShisenSho)
     board, legal, action_of = game.perception(), game.legal_actions(), game.actions.action
-    flat, cells = board.ravel(), np.arange(board.size).reshape(board.shape)
-    lines = []
-    for side, view in (("top", cells.T), ("bottom", cells[::-1].T), ("left", cells), ("right", cells[:, ::-1])):
-        seen = [next((cell for cell in line if flat[cell]), None) for line in view.tolist()]
-        shown = [names[0] if cell is None else f"{names[flat[cell]]} {_place(cell, game.cols)}" for cell in seen]
-        lines.append(" ".join([side, *shown]))
-        pairs = combinations([cell for cell in seen if cell is not None], 2)
-        right = [sorted(pair) for pair in pairs if pair[0] != pair[1] and flat[pair[0]] == flat[pair[1]]]
-        if right:
-            break
-    a, b = right[0] if right else game.actions.cells(legal[int(rng.integers(len(legal)))])
-    working = "\n".join([*lines, f"{names[flat[a]]} {_place(a, game.cols)} {_place(b, game.cols)}"])
+    flat = board.ravel()
+    sides, pair = look_around(board, int(rng.integers(4)))
+    words = []
+    for side, cells in sides:
+        words.append(side)
+        for cell in cells:
+            words += [names[flat[cell]], _place(cell, game.cols)]
+    a, b = sorted(pair or game.actions.cells(legal[int(rng.integers(len(legal)))]))
+    working = " ".join([*words, "same", _place(a, game.cols), _place(b, game.cols)])
     if not err:
         return Thought(working, [action_of(a, b)])
     tiles = combinations(np.flatnonzero(flat).tolist(), 2)
     wrong = [(a, b) for a, b in tiles if action_of(a, b) not in legal]
     equal = [(a, b) for a, b in wrong if flat[a] == flat[b]]
     return Thought(working, [action_of(a, b) for a, b in equal or wrong])
+
+
+def look_around(board: Board, first: int) -> tuple[list[tuple[str, list[int]]], tuple[int, int] | None]:
+    """The cells of the tiles that sides show, side number `first` first, up to two of a side that are alike: and these.
+
+    Nothing in place of these where no side shows such two.
+    """
+    flat, cells = board.ravel(), np.arange(board.size).reshape(board.shape)
+    views = [("top", cells.T), ("left", cells), ("bottom", cells[::-1].T), ("right", cells[:, ::-1])]
+    sides: list[tuple[str, list[int]]] = []
+    for side, view in views[first:] + views[:first]:
+        seen: dict[int, int] = {}
+        sides.append((side, []))
+        for cell in (next((cell for cell in line if flat[cell]), None) for line in view.tolist()):
+            if cell is None:
+                continue
+            sides[-1][1].append(cell)
+            like = seen.setdefault(int(flat[cell]), cell)
+            if like != cell:
+                return sides, (like, cell)
+    return sides, None
 
 
 def _place(cell: int, cols: int) -> str:
@@ -216,5 +235,5 @@ WORKINGS: dict[type[Game], Callable[[Game, Sequence[str], np.random.Generator, b
     Swap: think_swap,
 }
 """How each game is thought about."""
-PHRASES = (UNSURE, BEST, "- ", *(f"{word} " for word in "rows columns left up right down top bottom".split()))
+PHRASES = (UNSURE, BEST, "- ", *(f"{word} " for word in "rows columns left up right down top bottom same".split()))
 """Words of the workings that are neither kinds nor cells."""

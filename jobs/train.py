@@ -35,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0 if fits else 2
     check_software(config)
     check_model(config.model.path)
+    for name, path in config.eval.baselines.items():
+        check_model(path, f"eval.baselines.{name}")
     return train(config, args.resume, args.address, args.cluster)
 
 

@@ -212,6 +212,8 @@ def test_command(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main([config, "--resume", "sft.steps=3"]) == 0
     assert f"goes on from {checkpoint}" in capsys.readouterr().out
     assert (tmp_path / "run" / "checkpoints" / "step-3").exists()
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
+    assert (tmp_path / "run" / "curves.csv").read_text().startswith("step,loss,token_acc\n1,")
 
 
 class Answering(http.server.BaseHTTPRequestHandler):

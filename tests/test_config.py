@@ -149,6 +149,13 @@ def test_models_are_folders_shipped_ones_or_names(tmp_path):
         model_path(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     assert model_path(str(tmp_path)) == str(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ValueError, match="no checkpoint yet"):
+        model_path(str(tmp_path))
+    for name in ("step-9", "step-10", "step-11.partial"):
+        (tmp_path / "checkpoints" / name).mkdir()
+        (tmp_path / "checkpoints" / name / "config.json").write_text("{}")
+    assert model_path(str(tmp_path)) == str(tmp_path / "checkpoints" / "step-10")
 
 
 def test_a_model_that_can_not_be_had_is_told_before_anything_starts(tmp_path):
