@@ -391,11 +391,11 @@ def check_model(path: str, key: str = "model.path", timeout_s: float = 10.0) -> 
         HfApi().model_info(name, timeout=timeout_s)
     except RepositoryNotFoundError:
         raise ValueError(
-            f"{key} = {name!r}: the Hub has no such model, or keeps it from you.\n"
+            f"{key} = {name!r}: no folder, and the Hub has no such model, or keeps it from you.\n"
             "Log in with `hf auth login` if it is gated."
         ) from None
     except Exception as error:  # its class depends on the HTTP library that huggingface_hub has chosen
         raise ValueError(
-            f"{key} = {name!r}: not in the cache, and the Hub can't be reached ({type(error).__name__}).\n"
+            f"{key} = {name!r}: no folder, not in the cache, and the Hub can't be reached ({type(error).__name__}).\n"
             f"Fetch it where there is a network (hf download {name}) and give the folder as {key}."
         ) from None

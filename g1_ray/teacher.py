@@ -7,11 +7,10 @@ where the teacher errs, which it does at a set rate: there reinforcement learnin
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,6 +20,8 @@ from envs.games.g2048 import DOWN, LEFT, RIGHT, UP, Game2048
 from envs.games.shisen import ShisenSho
 from envs.games.swap import Swap, standing_matches, swapped
 from envs.rewards import reward_table
+
+_Choice = TypeVar("_Choice")
 
 ERR_RATE = 0.5
 """How often a teacher errs unless told otherwise: what is learned from it is well short of what play can be."""
@@ -148,22 +149,24 @@ def merged(line: bytes, cap: int) -> int:
 
 
 def think_shisen(game: Game, names: Sequence[str], rng: np.random.Generator, err: bool) -> Thought:
-    """The tiles that a side of the board shows, then the next side, until one is like another of its side: these two.
+    """The tiles seen from the top, or else from the bottom too, up to one that is like another of its side: these two.
 
-    They can be joined around that side. Any side comes first, or the last ones would hardly be learned. Where none
-    helps, it is any legal pair. A wrong move is a pair of equal tiles that no path joins, or where there is none, a
-    pair of unequal ones.
+    They can be joined around that side. Where neither side helps, it is any legal pair. A wrong move is a pair of equal
+    tiles that no path joins, or where there is none, a pair of unequal ones.
     """
     assert isinstance(game, ShisenSho)
     board, legal, action_of = game.perception(), game.legal_actions(), game.actions.action
-    flat = board.ravel()
-    sides, pair = look_around(board, int(rng.integers(4)))
-    words = []
-    for side, cells in sides:
+    flat, cells = board.ravel(), np.arange(board.size).reshape(board.shape)
+    words, pair = [], None
+    for side, view in (("top", cells.T), ("bottom", cells[::-1].T)):
+        seen = [int(line[flat[line] > 0][0]) for line in view if flat[line].any()]
+        pair = first_pair(seen, flat)
         words.append(side)
-        for cell in cells:
+        for cell in seen[: seen.index(pair[1]) + 1] if pair else seen:
             words += [names[flat[cell]], _place(cell, game.cols)]
-    a, b = sorted(pair or game.actions.cells(legal[int(rng.integers(len(legal)))]))
+        if pair:
+            break
+    a, b = sorted(pair or game.actions.cells(_any(legal, rng)))
     working = " ".join([*words, "same", _place(a, game.cols), _place(b, game.cols)])
     if not err:
         return Thought(working, [action_of(a, b)])
@@ -173,25 +176,18 @@ def think_shisen(game: Game, names: Sequence[str], rng: np.random.Generator, err
     return Thought(working, [action_of(a, b) for a, b in equal or wrong])
 
 
-def look_around(board: Board, first: int) -> tuple[list[tuple[str, list[int]]], tuple[int, int] | None]:
-    """The cells of the tiles that sides show, side number `first` first, up to two of a side that are alike: and these.
+def first_pair(cells: Sequence[int], flat: Board) -> tuple[int, int] | None:
+    """The first of `cells` whose tile is like that of an earlier one: the earlier one, and it."""
+    earlier: dict[int, int] = {}
+    for cell in cells:
+        like = earlier.setdefault(int(flat[cell]), cell)
+        if like != cell:
+            return like, cell
+    return None
 
-    Nothing in place of these where no side shows such two.
-    """
-    flat, cells = board.ravel(), np.arange(board.size).reshape(board.shape)
-    views = [("top", cells.T), ("left", cells), ("bottom", cells[::-1].T), ("right", cells[:, ::-1])]
-    sides: list[tuple[str, list[int]]] = []
-    for side, view in views[first:] + views[:first]:
-        seen: dict[int, int] = {}
-        sides.append((side, []))
-        for cell in (next((cell for cell in line if flat[cell]), None) for line in view.tolist()):
-            if cell is None:
-                continue
-            sides[-1][1].append(cell)
-            like = seen.setdefault(int(flat[cell]), cell)
-            if like != cell:
-                return sides, (like, cell)
-    return sides, None
+
+def _any(choices: Sequence[_Choice], rng: np.random.Generator) -> _Choice:
+    return choices[int(rng.integers(len(choices)))]
 
 
 def _place(cell: int, cols: int) -> str:
@@ -199,19 +195,17 @@ def _place(cell: int, cols: int) -> str:
 
 
 def think_swap(game: Game, names: Sequence[str], rng: np.random.Generator, err: bool) -> Thought:
-    """A kind, two tiles of it in a line, and a third that is next to where it completes them; then the swap of it.
+    """A place in a line of three whose other two tiles are equal, their kind, and a neighbour of that kind: the swap.
 
     A wrong move brings another neighbour to that place.
     """
     assert isinstance(game, Swap)
     board, legal, cols = game.perception(), game.legal_actions(), game.cols
-    action = legal[int(rng.integers(len(legal)))]
+    action = _any(legal, rng)
     a, b = game.actions.cells(action)
     after = swapped(board, a, b)
     place, tile = (a, b) if standing_matches(after).flat[a] else (b, a)
-    line = next(line for line in _threes(board.shape) if place in line and len({int(after.flat[c]) for c in line}) == 1)
-    cells = [*(cell for cell in line if cell != place), tile]
-    working = " ".join([names[int(after.flat[place])], *(_place(cell, cols) for cell in cells)])
+    working = " ".join([_place(place, cols), names[int(after.flat[place])], _place(tile, cols)])
     if not err:
         return Thought(working, [action])
     near = [
@@ -219,14 +213,6 @@ def think_swap(game: Game, names: Sequence[str], rng: np.random.Generator, err: 
     ]
     moves = (game.actions.action(place, cell) for cell in near)
     return Thought(working, [move for move in moves if move not in legal])
-
-
-@functools.cache
-def _threes(shape: tuple[int, int]) -> list[tuple[int, ...]]:
-    """The cells of every three in a row or a column."""
-    cells = np.arange(shape[0] * shape[1]).reshape(shape)
-    lines = [*cells, *cells.T]
-    return [tuple(line[at : at + 3].tolist()) for line in lines for at in range(len(line) - 2)]
 
 
 WORKINGS: dict[type[Game], Callable[[Game, Sequence[str], np.random.Generator, bool], Thought]] = {

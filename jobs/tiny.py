@@ -6,18 +6,13 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from g1_ray.coldstart import LessonConfig
 
-STEPS = {"tiny-base": 700, "tiny-coldstart": 1000}
-"""Optimizer steps of each: the base model is trained from scratch, the cold-started one from it."""
-TEACHERS = {"tiny-base": "novice", "tiny-coldstart": "oracle"}
-BATCH = 128
-EXAMPLES = 20_000
-"""Of each game and model: seen more than twice, a teacher's errors are learned by heart."""
 _NUMBERS = {"tiles": "numbers"}
 GAMES: tuple[dict[str, Any], ...] = (
     {"name": "2048-3x3", "game": "2048", "reasoning": {"size": 3}, "perception": _NUMBERS, "ratio": 2},
@@ -32,9 +27,28 @@ GAMES: tuple[dict[str, Any], ...] = (
         "ratio": 4,
     },
 )
-"""What they learn, at 28 pixels a cell; ratio: share of every batch."""
+"""What can be learned, at 28 pixels a cell; ratio: share of a batch, relative to the others."""
 
 NAMES = [game["name"] for game in GAMES]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is made, from scratch: a model this small learned a working later when it started from another one,
+    and later still when it learned more games beside it."""
+
+    teacher: str
+    games: Sequence[str]
+    examples: int
+    """Of each game: seen more than a few times, a teacher's errors are learned by heart."""
+    batch: int
+    steps: int
+
+
+RECIPES = {
+    "tiny-base": Recipe("novice", NAMES, 20_000, 128, 700),
+    "tiny-coldstart": Recipe("oracle", ("2048-3x3", "shisen-4x4"), 30_000, 96, 1300),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,8 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="g1-ray tiny", description=__doc__)
     parser.add_argument("out", help="folder to write: an untrained model, or with --train a folder for each of the two")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the examples (default 0)")
-    parser.add_argument("--train", action="store_true", help="make OUT/tiny-base and from it OUT/tiny-coldstart")
-    parser.add_argument("--games", nargs="+", default=NAMES, choices=NAMES, help="with --train: what they learn")
+    parser.add_argument("--train", action="store_true", help="make OUT/tiny-base and OUT/tiny-coldstart")
+    parser.add_argument("--games", nargs="+", default=NAMES, choices=NAMES, help="with --train: leave out the others")
     parser.add_argument("--measure", type=int, default=0, metavar="N", help="instead: see how both answer N new states")
     parser.add_argument("--scale", type=float, default=1.0, help="with --train: times as many steps and examples")
     args = parser.parse_args(argv)
@@ -53,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"--scale {args.scale}: must be above 0")
     out = Path(args.out)
     if args.measure:
-        measure(out, lessons(args.games), args.measure)
+        measure(out, lessons(args.games, 1), args.measure)
         return 0
     from g1_ray.tiny import TASKS, make_tiny
 
@@ -63,15 +77,14 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     start = out / "untrained"
     make_tiny(start, TASKS, args.seed)
-    for name in STEPS:
+    for name, recipe in RECIPES.items():
         if not (out / name / "made.json").exists():
-            train(name, start, out, args)
-        start = out / name
+            train(name, recipe, start, out, args)
     return 0
 
 
-def lessons(names: Sequence[str], scale: float = 1.0) -> list[LessonConfig]:
-    """The games of those names as a cold start has them."""
+def lessons(names: Sequence[str], examples: int) -> list[LessonConfig]:
+    """The games of those names as a cold start has them, with so many examples of each."""
     from g1_ray.coldstart import LessonConfig
 
     return [
@@ -79,7 +92,7 @@ def lessons(names: Sequence[str], scale: float = 1.0) -> list[LessonConfig]:
             {
                 **game,
                 "perception": {"tile_px": 28, **game.get("perception", {})},
-                "examples": max(1, round(EXAMPLES * scale)),
+                "examples": examples,
                 "states": game.get("states", {"fresh": 1, "random_walk": 8, "policy": 8}),
             }
         )
@@ -88,32 +101,36 @@ def lessons(names: Sequence[str], scale: float = 1.0) -> list[LessonConfig]:
     ]
 
 
-def train(name: str, start: Path, out: Path, args: argparse.Namespace) -> None:
+def train(name: str, recipe: Recipe, start: Path, out: Path, args: argparse.Namespace) -> None:
     """Trains out/name from the model `start`, or goes on where that was stopped."""
     from g1_ray.coldstart import Maker, SftConfig, TeacherConfig, make_examples
     from g1_ray.sft import Trainer, fit, last_checkpoint, make_lot
     from g1_ray.tiny import ship
 
-    began, games, seed, scale = time.monotonic(), lessons(args.games, args.scale), args.seed, args.scale
+    began, seed, scale = time.monotonic(), args.seed, args.scale
+    names = [game for game in recipe.games if game in args.games]
+    if not names:
+        raise ValueError(
+            f"--games {' '.join(args.games)}: {name} learns {', '.join(recipe.games)}; name one of these too"
+        )
+    games = lessons(names, max(1, round(recipe.examples * scale)))
     config = SftConfig.model_validate(
         {
-            "batch_size": BATCH,
-            "micro_batch": BATCH,
+            "batch_size": recipe.batch,
+            "micro_batch": recipe.batch,
             "optimizer": {"lr": 2e-3, "warmup_steps": 40, "betas": (0.9, 0.98)},
             "final_lr": 0.02,
-            # The base model sees already; what it sees need not be worked out backwards again.
-            "freeze_vision": name == "tiny-coldstart",
             "checkpoint_every": 100,
             "log_every": 25,
         }
     )
-    steps = max(1, round(STEPS[name] * scale))
+    steps = max(1, round(recipe.steps * scale))
     run = out / "runs" / name
     checkpoint = last_checkpoint(run)
     trainer = Trainer(checkpoint or start, config, steps, seed)
     if checkpoint:
         trainer.resume(checkpoint)
-    teacher = TeacherConfig.model_validate({"kind": TEACHERS[name]})
+    teacher = TeacherConfig.model_validate({"kind": recipe.teacher})
     total = sum(game.ratio for game in games)
     lots = []
     for game in games:
@@ -143,7 +160,7 @@ def measure(out: Path, games: Sequence[LessonConfig], num: int) -> None:
         # Open states where there are some: in the pair games all legal moves earn the same.
         choice = game.states.model_copy(update={"open_only": game.game == "2048"})
         states = held_out(game.model_copy(update={"states": choice}), num)
-        for name in STEPS:
+        for name in RECIPES:
             for how, temperature in (("temperature 1", 1.0), ("greedy", 0.0)):
                 score = probe_model(out / name, game, states, temperature)
                 print(f"{game.name:11} {name:15} {how:14} {score}", flush=True)

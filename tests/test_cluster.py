@@ -1,5 +1,6 @@
 """The cluster file against Ray's own checks, and the run as a Ray job on a cluster with token authentication."""
 
+import json
 import os
 import secrets
 import shutil
@@ -12,11 +13,13 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import yaml
 
-from g1_ray.config import load_config
+from g1_ray.config import load_config, model_path
+from g1_ray.endpoint import Endpoint
 from g1_ray.placement import check_run, nodes_of_yaml
 
 ROOT = Path(__file__).parent.parent
@@ -98,18 +101,18 @@ def head_with_token():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def wait_for(port, head):
+def wait_for(port, process):
     """Until somebody listens on a port."""
     deadline = time.monotonic() + 120
     while socket.socket().connect_ex(("127.0.0.1", port)):
-        assert head.poll() is None, "ray start ended"
-        assert time.monotonic() < deadline, "no dashboard"
+        assert process.poll() is None, f"{process.args[:2]} ended"
+        assert time.monotonic() < deadline, f"nobody listens on port {port}"
         time.sleep(0.2)
 
 
 def submit(address, env, *entrypoint):
     command = [BIN / "ray", "job", "submit", "--address", address, "--working-dir", ".", "--", *entrypoint]
-    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=400)
 
 
 @pytest.mark.slow
@@ -134,3 +137,36 @@ def test_a_job_is_submitted_with_a_token_and_uploads_little():
 
         refused = submit(address, {**env, "RAY_AUTH_TOKEN": secrets.token_hex(32)}, "true")
         assert refused.returncode != 0 and "auth" in (refused.stdout + refused.stderr).lower()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_job_trains_and_vllm_serves_its_checkpoint(tmp_path):
+    pytest.importorskip("vllm")
+    small = ["steps=2", "rollout.groups_per_step=4", "rollout.group_size=4", "asynchrony.groups_per_tick=2"]
+    table = ["eval.runs=1", "eval.moves=3"]
+    with head_with_token() as (address, env):
+        train = ["python", "-m", "jobs.train", "jobs/configs/quickstart.toml", f"out={tmp_path}", *small, *table]
+        done = submit(address, env, *train)
+        assert done.returncode == 0 and "succeeded" in done.stdout, done.stdout + done.stderr
+    run = tmp_path / "quickstart"
+    report = json.loads((run / "report.json").read_text())
+    assert report["steps"] == 2 and report["groups_add_up"] and report["ledger_agrees"]
+
+    (port,) = free_ports(1)
+    command = [BIN / "vllm", "serve", model_path(str(run)), f"--port={port}", "--served-model-name=g1"]
+    command += ["--enforce-eager", "--max-model-len=512", "--dtype=float32"]
+    env = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    with open(tmp_path / "serve.log", "w") as log:
+        server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for(port, server)
+        task = load_config(ROOT / "jobs/configs/quickstart.toml").games[1].task()
+        endpoint = Endpoint(task, f"http://127.0.0.1:{port}/v1", "g1", max_tokens=160)
+        game = task.new_game()
+        game.reset(0)
+        lessons = [endpoint.answer(game, np.random.default_rng(seed)) for seed in range(4)]
+        assert any(lesson.action in game.legal_actions() for lesson in lessons)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)

@@ -311,7 +311,7 @@ def test_bad_configs(override: str, message: str) -> None:
 
 
 def test_shipped_configs() -> None:
-    for name in ("coldstart", "coldstart-tiny"):
+    for name in ("coldstart", "coldstart-tiny", "coldstart-shisen-photos", "coldstart-swap"):
         path = f"jobs/configs/{name}.toml"
         assert coldstart.load_coldstart(path, ["model=tiny-base"]).games
 

@@ -191,7 +191,8 @@ def test_the_page_of_options_is_what_the_schema_says():
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_every_preset_fits_the_cluster_it_is_for(path):
-    config = load_config(path)
+    # Two presets start from what another command makes.
+    config = load_config(path, ["model.path=tiny-base"] if 'path = "runs/' in path.read_text() else [])
     assert config.name == path.stem
     if "cluster" in path.stem:
         nodes = nodes_of_yaml(ROOT / "cluster.yaml")
