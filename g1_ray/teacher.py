@@ -151,22 +151,31 @@ def merged(line: bytes, cap: int) -> int:
 def think_shisen(game: Game, names: Sequence[str], rng: np.random.Generator, err: bool) -> Thought:
     """The tiles seen from the top, or else from the bottom too, up to one that is like another of its side: these two.
 
-    They can be joined around that side. Where neither side helps, it is any legal pair. A wrong move is a pair of equal
-    tiles that no path joins, or where there is none, a pair of unequal ones.
+    They can be joined around that side. Where neither side helps, it is the first two of the tiles told that can be
+    joined all the same, or else any legal pair. A wrong move is a pair of equal tiles that no path joins, or where
+    there is none, a pair of unequal ones.
     """
     assert isinstance(game, ShisenSho)
     board, legal, action_of = game.perception(), game.legal_actions(), game.actions.action
     flat, cells = board.ravel(), np.arange(board.size).reshape(board.shape)
-    words, pair = [], None
+    words: list[str] = []
+    told: list[int] = []
+    pair: tuple[int, int] | None = None
     for side, view in (("top", cells.T), ("bottom", cells[::-1].T)):
         seen = [int(line[flat[line] > 0][0]) for line in view if flat[line].any()]
         pair = first_pair(seen, flat)
         words.append(side)
-        for cell in seen[: seen.index(pair[1]) + 1] if pair else seen:
+        shown = seen[: seen.index(pair[1]) + 1] if pair else seen
+        told += shown
+        for cell in shown:
             words += [names[flat[cell]], _place(cell, game.cols)]
         if pair:
             break
-    a, b = sorted(pair or game.actions.cells(_any(legal, rng)))
+    if not pair:
+        ways = ((other, cell) for at, cell in enumerate(told) for other in told[:at] if other != cell)
+        joined = (way for way in ways if action_of(*sorted(way)) in legal)
+        pair = next(joined, None) or game.actions.cells(_any(legal, rng))
+    a, b = sorted(pair)
     working = " ".join([*words, "same", _place(a, game.cols), _place(b, game.cols)])
     if not err:
         return Thought(working, [action_of(a, b)])
