@@ -156,11 +156,12 @@ def test_vision_tokens_are_never_sampled(running: Running) -> None:
 
 
 def test_an_answer_depends_on_its_seed_and_on_no_other_request(running: Running) -> None:
+    hot = Sampling(temperature=2.0, max_tokens=40)  # or a sure model gives one answer twice
     wanted = Request(prompt_of(TASKS[0], 1), 4, 7)
     others = [Request(prompt_of(TASKS[i % 2], i), 5, i) for i in range(8)]
-    (alone,) = running.run(running.engine.generate([wanted]))
-    *_, among = running.run(running.engine.generate([*others, wanted]))
-    (reseeded,) = running.run(running.engine.generate([Request(wanted.prompt, 4, 8)]))
+    (alone,) = running.run(running.engine.generate([wanted], sampling=hot))
+    *_, among = running.run(running.engine.generate([*others, wanted], sampling=hot))
+    (reseeded,) = running.run(running.engine.generate([Request(wanted.prompt, 4, 8)], sampling=hot))
     tokens = [[answer.token_ids.tolist() for answer in answers] for answers in (alone, among, reseeded)]
     assert tokens[0] == tokens[1]
     assert all(a != b for a, b in zip(tokens[0], tokens[2], strict=True))
