@@ -61,6 +61,12 @@ class LessonConfig(GameConfig):
 
     examples: int = Field(1000, ge=1, description="answers to learn from (paper: 1000)")
     err: float = Field(ERR_RATE, ge=0, le=1, description="how often the oracle errs")
+    longest_of: int = Field(
+        1,
+        ge=1,
+        description="every other answer is the longest of so many: states that a short working does not help are rare, "
+        "and those that a run gets stuck in",
+    )
     states: StatesConfig = StatesConfig(fresh=1, random_walk=4, policy=4, oracle_backward=1)
 
 
@@ -155,8 +161,13 @@ class Maker:
 
     def __call__(self, index: int) -> Example | str:
         """Example number `index`, or why there is none."""
+        tries = [self._try(index, number) for number in range(self.game.longest_of if index % 2 else 1)]
+        usable = [example for example in tries if isinstance(example, Example)]
+        return max(usable, key=lambda example: len(example.answer)) if usable else tries[0]
+
+    def _try(self, index: int, number: int) -> Example | str:
         task, policy, teacher = self.parts
-        seed = seed_of("example", self.seed, self.game.name, index)
+        seed = seed_of("example", self.seed, self.game.name, index, *([number] if number else []))
         state, source = draw(task, self.game.states, seed, reward_named(self.game.reward), policy)
         try:
             lesson = teacher.answer(state.game(), np.random.default_rng(seed))

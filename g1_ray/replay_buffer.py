@@ -182,7 +182,7 @@ class ReplayBuffer:
             groups = [self._waiting.pop(number) for number in sorted(self._waiting)[:num_groups]]
             self._taken = {group.ticket.group: (group, version - group.min_version) for group in groups}
             flat, self._flat = self._flat, []
-            self._remember_visited([*groups, *flat])
+            self._remember_visited(groups, flat)
             return groups, flat
 
     def _drop_stale(self, version: int) -> None:
@@ -193,10 +193,17 @@ class ReplayBuffer:
                 self._end(group.ticket, "dropped", "stale", group, staleness)
                 self._changed.notify_all()
 
-    def _remember_visited(self, groups: Sequence[Group]) -> None:
-        """Keeps one state that each group led to. Only here does the pool change, so all of a step draw from one."""
-        for group in sorted(groups, key=lambda group: group.ticket.group):
+    def _remember_visited(self, groups: Sequence[Group], flat: Sequence[Group]) -> None:
+        """Keeps one state that each group led to. Only here does the pool change, so all of a step draw from one.
+
+        Where all answers came to the same, not the state that they left as it was: a state that the model can't play
+        at all would come back for ever, and such states fill the pool.
+        """
+        stuck = {group.ticket.group for group in flat}
+        for group in sorted([*groups, *flat], key=lambda group: group.ticket.group):
             ends = [rollout.turns[-1].next_state for rollout in group.rollouts if not rollout.over]
+            if group.ticket.group in stuck:
+                ends = [end for end in ends if end != group.start]
             if ends:
                 self._visited[group.ticket.game].append(ends[group.ticket.seed % len(ends)])
 

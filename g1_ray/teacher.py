@@ -7,9 +7,9 @@ where the teacher errs, which it does at a set rate: there reinforcement learnin
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -18,7 +18,7 @@ from envs import Codec, Task
 from envs.core import Board, Game
 from envs.games.g2048 import DOWN, LEFT, RIGHT, UP, Game2048
 from envs.games.shisen import ShisenSho
-from envs.games.swap import Swap, standing_matches, swapped
+from envs.games.swap import Swap
 from envs.rewards import reward_table
 
 _Choice = TypeVar("_Choice")
@@ -149,19 +149,21 @@ def merged(line: bytes, cap: int) -> int:
 
 
 def think_shisen(game: Game, names: Sequence[str], rng: np.random.Generator, err: bool) -> Thought:
-    """The tiles seen from the top, or else from the bottom too, up to one that is like another of its side: these two.
+    """The tiles seen from the left, or else also from the top, the right, the bottom, up to one that is like another of
+    its side: these two.
 
-    They can be joined around that side. Where neither side helps, it is the first two of the tiles told that can be
-    joined all the same, or else any legal pair. A wrong move is a pair of equal tiles that no path joins, or where
-    there is none, a pair of unequal ones.
+    They can be joined around that side. Where no side helps, it is the first two of the tiles told that can be joined
+    all the same, or else any legal pair. A wrong move takes, with the first of the two, a tile that it can't be joined
+    to.
     """
     assert isinstance(game, ShisenSho)
     board, legal, action_of = game.perception(), game.legal_actions(), game.actions.action
     flat, cells = board.ravel(), np.arange(board.size).reshape(board.shape)
+    views = {"left": cells, "top": cells.T, "right": cells[:, ::-1], "bottom": cells[::-1].T}
     words: list[str] = []
     told: list[int] = []
     pair: tuple[int, int] | None = None
-    for side, view in (("top", cells.T), ("bottom", cells[::-1].T)):
+    for side, view in views.items():
         seen = [int(line[flat[line] > 0][0]) for line in view if flat[line].any()]
         pair = first_pair(seen, flat)
         words.append(side)
@@ -173,16 +175,14 @@ def think_shisen(game: Game, names: Sequence[str], rng: np.random.Generator, err
             break
     if not pair:
         ways = ((other, cell) for at, cell in enumerate(told) for other in told[:at] if other != cell)
-        joined = (way for way in ways if action_of(*sorted(way)) in legal)
+        joined = (way for way in ways if action_of(*way) in legal)
         pair = next(joined, None) or game.actions.cells(_any(legal, rng))
-    a, b = sorted(pair)
+    a, b = pair
     working = " ".join([*words, "same", _place(a, game.cols), _place(b, game.cols)])
     if not err:
         return Thought(working, [action_of(a, b)])
-    tiles = combinations(np.flatnonzero(flat).tolist(), 2)
-    wrong = [(a, b) for a, b in tiles if action_of(a, b) not in legal]
-    equal = [(a, b) for a, b in wrong if flat[a] == flat[b]]
-    return Thought(working, [action_of(a, b) for a, b in equal or wrong])
+    others = (action_of(a, tile) for tile in np.flatnonzero(flat).tolist() if tile != a)
+    return Thought(working, [action for action in others if action not in legal])
 
 
 def first_pair(cells: Sequence[int], flat: Board) -> tuple[int, int] | None:
@@ -204,24 +204,56 @@ def _place(cell: int, cols: int) -> str:
 
 
 def think_swap(game: Game, names: Sequence[str], rng: np.random.Generator, err: bool) -> Thought:
-    """A place in a line of three whose other two tiles are equal, their kind, and a neighbour of that kind: the swap.
+    """Three cells in line after three, rows first, each three called by its middle one, up to one that can be matched:
+    the odd one of them and the like tile beside it.
 
-    A wrong move brings another neighbour to that place.
+    Where two of three are alike it tells the odd one, the kind that should be there, and what stands beside it, not in
+    line: above, left, right, below. A wrong move brings another neighbour there.
     """
     assert isinstance(game, Swap)
-    board, legal, cols = game.perception(), game.legal_actions(), game.cols
-    action = _any(legal, rng)
-    a, b = game.actions.cells(action)
-    after = swapped(board, a, b)
-    place, tile = (a, b) if standing_matches(after).flat[a] else (b, a)
-    working = " ".join([_place(place, cols), names[int(after.flat[place])], _place(tile, cols)])
-    if not err:
-        return Thought(working, [action])
-    near = [
-        cell for cell in range(board.size) if abs(cell // cols - place // cols) + abs(cell % cols - place % cols) == 1
-    ]
-    moves = (game.actions.action(place, cell) for cell in near)
-    return Thought(working, [move for move in moves if move not in legal])
+    flat, legal, action_of = game.perception().ravel(), game.legal_actions(), game.actions.action
+    words: list[str] = []
+    for line in _threes(game.rows, game.cols):
+        words.append(_place(line[1], game.cols))
+        odd = _odd_one(flat[list(line)].tolist())
+        if odd is None:
+            words.append("-")
+            continue
+        place, kind = line[odd], flat[line[odd - 1]]
+        words += [_place(place, game.cols), names[kind]]
+        near = _beside(place, game.rows, game.cols)
+        for tile in near:
+            if tile in line:
+                continue
+            words.append(names[flat[tile]])
+            if flat[tile] == kind:
+                a, b = sorted((place, tile))
+                working = " ".join([*words, "same", _place(a, game.cols), _place(b, game.cols)])
+                moves = [action_of(place, cell) for cell in near] if err else [action_of(a, b)]
+                return Thought(working, [move for move in moves if (move in legal) is not err])
+    raise AssertionError("a board of Swap always has a legal swap")
+
+
+@functools.cache
+def _threes(rows: int, cols: int) -> list[tuple[int, int, int]]:
+    """All three cells in line, those in rows first."""
+    cells = np.arange(rows * cols).reshape(rows, cols)
+    lines = (line for view in (cells, cells.T) for line in view.tolist())
+    return [(line[at], line[at + 1], line[at + 2]) for line in lines for at in range(len(line) - 2)]
+
+
+@functools.cache
+def _beside(cell: int, rows: int, cols: int) -> list[int]:
+    """The neighbours of a cell: above, left, right, below."""
+    row, col = divmod(cell, cols)
+    near = [(row - 1, col), (row, col - 1), (row, col + 1), (row + 1, col)]
+    return [r * cols + c for r, c in near if 0 <= r < rows and 0 <= c < cols]
+
+
+def _odd_one(kinds: Sequence[int]) -> int | None:
+    """Which of three kinds differs from the other two, if just one does."""
+    odd = [at for at in range(3) if kinds.count(kinds[at]) == 1]
+    return odd[0] if len(odd) == 1 else None
 
 
 WORKINGS: dict[type[Game], Callable[[Game, Sequence[str], np.random.Generator, bool], Thought]] = {

@@ -48,6 +48,14 @@ def test_examples_do_not_depend_on_how_they_are_made(monkeypatch: pytest.MonkeyP
     assert examples_of(SHISEN, seed=1) != alone
 
 
+def test_every_other_answer_is_the_longest_of_several() -> None:
+    some = SHISEN.model_copy(update={"longest_of": 3})
+    first, longest = examples_of(SHISEN), examples_of(some)
+    assert longest[::2] == first[::2]
+    lengths = [(len(a.answer), len(b.answer)) for a, b in zip(first[1::2], longest[1::2], strict=True)]
+    assert all(a <= b for a, b in lengths) and sum(a < b for a, b in lengths) > 4
+
+
 def test_data_set_comes_back_and_datasets_opens_it(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     made = examples_of(G2048) + examples_of(SHISEN)

@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 
@@ -187,6 +188,27 @@ def test_without_staleness_a_batch_does_not_depend_on_who_was_faster():
     first = taken([0, 0, 0])
     assert first == taken([3, 1, 2])
     assert any(state is not None for batch in first for _, _, state in batch)  # visited states came into it
+
+
+def test_a_state_that_no_answer_changed_is_not_visited_again():
+    harness = Harness(max_staleness=0, flat={0, 1}, states={"policy": 1})
+
+    def unmoved(ticket: Ticket) -> Group:
+        group = group_of(ticket)
+        turns = tuple(replace(turn, next_state=group.start) for turn in group.rollouts[0].turns)
+        return replace(group, rollouts=(Rollout(turns),) * 2)
+
+    async def body():
+        tickets = await harness.buffer.admit(4)
+        # 0 and 1 are flat; 0 and 2 left their states as they were.
+        await harness.buffer.put([unmoved(t) if t.group in (0, 2) else group_of(t) for t in tickets])
+        await harness.buffer.put([group_of(t) for t in await harness.buffer.admit(2)])
+        await harness.buffer.take(0)
+        await harness.buffer.release(1)
+        return harness.buffer.state_dict()["visited"]["2048"]
+
+    visited = run(body())
+    assert visited == [s.to_bytes().hex() for s in (state(1001), state(2), state(1003), state(1004), state(1005))]
 
 
 def test_ratios_divide_the_groups_among_the_games():
