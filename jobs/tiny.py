@@ -17,8 +17,8 @@ _NUMBERS = {"tiles": "numbers"}
 GAMES: tuple[dict[str, Any], ...] = (
     {"name": "2048-3x3", "game": "2048", "reasoning": {"size": 3}, "perception": _NUMBERS, "ratio": 2},
     {"name": "2048-4x4", "game": "2048", "reasoning": {"size": 4}, "perception": _NUMBERS, "ratio": 2},
-    {"name": "shisen-4x4", "game": "shisen", "reasoning": {"rows": 4, "cols": 4}, "longest_of": 4, "ratio": 4},
-    {"name": "photos-4x4", "game": "shisen-photos", "reasoning": {"rows": 4, "cols": 4}, "longest_of": 4, "ratio": 4},
+    {"name": "shisen-4x4", "game": "shisen", "reasoning": {"rows": 4, "cols": 4}, "longest_of": 6, "ratio": 4},
+    {"name": "photos-4x4", "game": "shisen-photos", "reasoning": {"rows": 4, "cols": 4}, "longest_of": 6, "ratio": 4},
     {
         "name": "swap-5x5",
         "game": "swap",
@@ -47,7 +47,7 @@ class Recipe:
 
 RECIPES = {
     "tiny-base": Recipe("novice", NAMES, 20_000, 128, 700),
-    "tiny-coldstart": Recipe("oracle", ("2048-3x3", "shisen-4x4"), 30_000, 96, 1300),
+    "tiny-coldstart": Recipe("oracle", ("2048-3x3", "shisen-4x4"), 36_000, 96, 2000),
 }
 
 
