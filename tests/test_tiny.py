@@ -159,7 +159,7 @@ def test_shipped_models_fit_and_load() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3 * 3600)
 def test_shipped_models_made_anew_are_as_good(tmp_path: Path) -> None:
-    """The very command that made them; some twenty minutes on two cores."""
+    """The very command that made them; half an hour on two cores."""
     told = json.loads((MODELS / "tiny-coldstart" / "made.json").read_text())
     command = told["command"].replace("OUT", str(tmp_path)).split()
     assert command[:2] == ["g1-ray", "tiny"]
