@@ -24,6 +24,7 @@ GAMES: tuple[dict[str, Any], ...] = (
         "game": "swap",
         "reasoning": {"rows": 5, "cols": 5, "kinds": 4},
         "states": {"fresh": 1, "random_walk": 0},
+        "longest_of": 6,
         "ratio": 4,
     },
 )
