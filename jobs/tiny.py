@@ -115,6 +115,8 @@ def train(name: str, recipe: Recipe, start: Path, out: Path, args: argparse.Name
             f"--games {' '.join(args.games)}: {name} learns {', '.join(recipe.games)}; name one of these too"
         )
     games = lessons(names, max(1, round(recipe.examples * scale)))
+    if recipe.teacher == "novice":  # whose answers are all as long
+        games = [game.model_copy(update={"longest_of": 1}) for game in games]
     config = SftConfig.model_validate(
         {
             "batch_size": recipe.batch,
