@@ -167,6 +167,7 @@ class Maker:
 
     def _try(self, index: int, number: int) -> Example | str:
         task, policy, teacher = self.parts
+        # The first try is the example that there would be without others.
         seed = seed_of("example", self.seed, self.game.name, index, *([number] if number else []))
         state, source = draw(task, self.game.states, seed, reward_named(self.game.reward), policy)
         try:

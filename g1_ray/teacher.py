@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,8 +20,6 @@ from envs.games.g2048 import DOWN, LEFT, RIGHT, UP, Game2048
 from envs.games.shisen import ShisenSho
 from envs.games.swap import Swap
 from envs.rewards import reward_table
-
-_Choice = TypeVar("_Choice")
 
 ERR_RATE = 0.5
 """How often a teacher errs unless told otherwise: what is learned from it is well short of what play can be."""
@@ -176,7 +174,7 @@ def think_shisen(game: Game, names: Sequence[str], rng: np.random.Generator, err
     if not pair:
         ways = ((other, cell) for at, cell in enumerate(told) for other in told[:at] if other != cell)
         joined = (way for way in ways if action_of(*way) in legal)
-        pair = next(joined, None) or game.actions.cells(_any(legal, rng))
+        pair = next(joined, None) or game.actions.cells(legal[int(rng.integers(len(legal)))])
     a, b = pair
     working = " ".join([*words, "same", _place(a, game.cols), _place(b, game.cols)])
     if not err:
@@ -193,10 +191,6 @@ def first_pair(cells: Sequence[int], flat: Board) -> tuple[int, int] | None:
         if like != cell:
             return like, cell
     return None
-
-
-def _any(choices: Sequence[_Choice], rng: np.random.Generator) -> _Choice:
-    return choices[int(rng.integers(len(choices)))]
 
 
 def _place(cell: int, cols: int) -> str:
