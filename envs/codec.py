@@ -20,8 +20,8 @@ from envs.tiles import EMPTY
 MAX_CHARS = 1 << 16
 """Longer answers are not read: twice what a model can write in the paper's 8192 tokens."""
 
-_TAG = re.compile(r"<\s{0,4}(/?)\s{0,4}(perception|think|answer)\s{0,4}>", re.IGNORECASE)
-_ORDER = ["perception", "think", "answer"]
+TAG = re.compile(r"<\s{0,4}(/?)\s{0,4}(perception|think|answer)\s{0,4}>", re.IGNORECASE)
+ORDER = ["perception", "think", "answer"]
 
 
 @dataclass(frozen=True)
@@ -94,19 +94,19 @@ class Codec:
         """The move that an answer gives, or why it gives none. Tags inside a closed block are part of its text."""
         if len(text) > MAX_CHARS:
             return Answer(None, Cause.OVER_LONG)
-        blocks, outside, open_answer = _blocks(text)
+        blocks, outside, open_answer = blocks_of(text)
         first: dict[str, str] = {}
         for name, body in blocks:
             first.setdefault(name, body)
         bodies = [body for name, body in blocks if name == "answer"]
         if len(bodies) > 1:
             reading: int | Cause = Cause.SEVERAL_ANSWERS
-        elif open_answer or (bodies and _TAG.search(bodies[0])):
+        elif open_answer or (bodies and TAG.search(bodies[0])):
             reading = Cause.MALFORMED
         else:
             reading = self.actions.read(bodies[0]) if bodies else Cause.NO_ANSWER
         cause = reading if isinstance(reading, Cause) else None
-        in_order = [name for name, _ in blocks] == _ORDER and all(body.strip() for _, body in blocks)
+        in_order = [name for name, _ in blocks] == ORDER and all(body.strip() for _, body in blocks)
         return Answer(
             action=None if isinstance(reading, Cause) else reading,
             cause=cause,
@@ -124,17 +124,17 @@ class Codec:
         """
         truth = [[self.names[kind].lower() for kind in row] for row in board.tolist()]
         # Four boards' worth are read: what comes after can't be this board, and its extra cells were counted by then.
-        described = _table((text or "")[: 1000 + 4 * len(self.describe(board))])
+        described = read_table((text or "")[: 1000 + 4 * len(self.describe(board))])
         total = [0, 0, 0, 0]
-        for true_row, row in _align_rows(truth, described):
+        for true_row, row in align_rows(truth, described):
             for i, count in enumerate(_compare_row(true_row, row)):
                 total[i] += count
         return PerceptionScore(*total)
 
 
-def _blocks(text: str) -> tuple[list[tuple[str, str]], str, bool]:
+def blocks_of(text: str) -> tuple[list[tuple[str, str]], str, bool]:
     """The outermost closed blocks in order, the text around them, and whether an answer is opened and never closed."""
-    tags = list(_TAG.finditer(text))
+    tags = list(TAG.finditer(text))
     closing: list[int | None] = []  # for each tag, the next one that closes a block of its name
     nearest: dict[str, int] = {}
     for i in range(len(tags) - 1, -1, -1):
@@ -162,7 +162,7 @@ def _blocks(text: str) -> tuple[list[tuple[str, str]], str, bool]:
 _RULER = re.compile(r":?-{2,}:?")
 
 
-def _table(text: str) -> list[list[str]]:
+def read_table(text: str) -> list[list[str]]:
     """The cells of a description: blank lines, code fences and the ruler of a markdown table are passed over."""
     rows = []
     for line in text.translate(FULL_WIDTH).lower().splitlines():
@@ -183,14 +183,15 @@ def _compare_row(truth: Sequence[str], row: Sequence[str]) -> Counts:
         right = sum(a == b for a, b in zip(truth, row, strict=True))
         return right, len(truth) - right, 0, 0
     kept = row[: 4 * len(truth)]
-    pairs = _align(truth, kept, lambda a, b: a != b)
+    pairs = align(truth, kept, lambda a, b: a != b)
     right = sum(a == b for a, b in pairs)
     missing = sum(b is None for _, b in pairs)
     extra = sum(a is None for a, _ in pairs)
     return right, len(pairs) - right - missing - extra, missing, extra + len(row) - len(kept)
 
 
-def _align_rows(truth: list[list[str]], rows: list[list[str]]) -> list[tuple[list[str], list[str]]]:
+def align_rows(truth: list[list[str]], rows: list[list[str]]) -> list[tuple[list[str], list[str]]]:
+    """Rows of the board with the rows that describe them, `[]` where there is no counterpart."""
     if len(rows) == len(truth):
         return list(zip(truth, rows, strict=True))
     kept, rest = rows[: 4 * len(truth)], rows[4 * len(truth) :]
@@ -199,13 +200,13 @@ def _align_rows(truth: list[list[str]], rows: list[list[str]]) -> list[tuple[lis
         b = b[: 4 * len(a)]
         return sum(x != y for x, y in zip_longest(a, b)) / max(len(a), len(b))
 
-    return [(a or [], b or []) for a, b in _align(truth, kept, unlike)] + [([], row) for row in rest]
+    return [(a or [], b or []) for a, b in align(truth, kept, unlike)] + [([], row) for row in rest]
 
 
 _T = TypeVar("_T")
 
 
-def _align(
+def align(
     truth: Sequence[_T], given: Sequence[_T], unlike: Callable[[_T, _T], float]
 ) -> list[tuple[_T | None, _T | None]]:
     """Pairs in order, None against what has no counterpart, at the least cost: `unlike` 0..1 a pair, 1 for the others.

@@ -47,6 +47,7 @@ class Perception(Options):
     noise: float = option(0.0, "strength of the noise, 1: deviation of a quarter of the range", low=0.0, high=1.0)
     background: str = option("plain", "what lies behind the tiles", choices=("plain", "stripes", "marble"))
     offset: int = option(0, "largest shift of the board within the picture, in pixels", low=0, high=128)
+    blank: int = option(0, "1: nothing is drawn, to find out what a player knows without looking", low=0, high=1)
 
     def grid(self, num_kinds: int) -> tuple[int, int]:
         """Colours and shapes of the tile set 'shapes' for a game with that many kinds."""
@@ -110,6 +111,8 @@ class Look:
     def tile(self, kind: int, look: int) -> NDArray[np.uint8]:
         """The finished tile, [px, px, 3] RGB."""
         options, px = self.perception, self.px
+        if options.blank:
+            return np.full((px, px, 3), _SLATE, np.uint8)
         # Both halves of a split draw their perturbations from different generators, like all else that is held out.
         rng = np.random.default_rng([kind, look % VARIATIONS, options.split == "heldout"])
         angle, *shift = rng.uniform(-1, 1, 4)

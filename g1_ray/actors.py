@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from g1_ray.config import RunConfig
+from g1_ray.config import EngineConfig, RunConfig
 from g1_ray.env_worker import EnvWorker
 from g1_ray.graph import Actors
 from g1_ray.replay_buffer import Fate, ReplayBuffer
@@ -185,17 +185,21 @@ class EngineActor:
 
 
 def make_engine(config: RunConfig, model_path: str) -> Any:
-    """The engine that the config asks for."""
+    """The engine that a run's config asks for."""
     rollout = config.rollout
     sampling = Sampling(rollout.temperature, rollout.top_p, rollout.max_tokens)
-    arguments = (model_path, config.engine, config.model.dtype, sampling, config.model.freeze_vision)
-    if config.engine.kind == "vllm":
+    return engine_of(model_path, config.engine, config.model.dtype, sampling, config.model.freeze_vision)
+
+
+def engine_of(path: str, engine: EngineConfig, dtype: str, sampling: Sampling, freeze_vision: bool = True) -> Any:
+    """An engine of the kind that its config says, not yet started."""
+    if engine.kind == "vllm":
         from g1_ray.inference import VLLMEngine
 
-        return VLLMEngine(*arguments)
+        return VLLMEngine(path, engine, dtype, sampling, freeze_vision)
     from g1_ray.transformers_engine import TransformersEngine
 
-    return TransformersEngine(*arguments)
+    return TransformersEngine(path, engine, dtype, sampling, freeze_vision)
 
 
 @dataclass(frozen=True)

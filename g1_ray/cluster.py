@@ -10,15 +10,9 @@ from g1_ray.config import RunConfig
 from g1_ray.placement import check_run, nodes_of_ray, nodes_of_yaml, this_machine
 
 
-def connect(config: RunConfig, address: str = "", cluster_file: str = "") -> None:
-    """Joins the cluster at `address`, else that of RAY_ADDRESS, else one that runs on this machine, else starts one.
-
-    Raises `ValueError` where the run does not fit, before anything of it is started. A cluster that grows is taken at
-    the size that its file `cluster_file` lets it grow to.
-    """
+def join(address: str = "") -> None:
+    """Joins the cluster at `address`, else that of RAY_ADDRESS, else one that runs on this machine, else starts one."""
     address = address or os.environ.get("RAY_ADDRESS", "")
-    if not address:
-        check_run(config, this_machine())
     if Path("~/.ray/auth_token").expanduser().exists():  # Ray writes it, and looks at it only where it is told to
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
@@ -31,4 +25,18 @@ def connect(config: RunConfig, address: str = "", cluster_file: str = "") -> Non
             ray.init(address=address or None, logging_level=logging.WARNING, **local)
         except ConnectionError as error:
             raise ValueError(f"no Ray cluster at {address!r}: {str(error).splitlines()[0]}") from None
+
+
+def connect(config: RunConfig, address: str = "", cluster_file: str = "") -> None:
+    """As `join`, for a run.
+
+    Raises `ValueError` where the run does not fit, before anything of it is started. A cluster that grows is taken at
+    the size that its file `cluster_file` lets it grow to.
+    """
+    if not (address or os.environ.get("RAY_ADDRESS", "")):
+        check_run(config, this_machine())
+    join(address)
+
+    import ray
+
     check_run(config, nodes_of_yaml(cluster_file) if cluster_file else nodes_of_ray(ray.nodes()))

@@ -23,8 +23,8 @@ from pydantic import Field, model_validator
 from envs import State, Task
 from envs.rewards import reward_named
 from g1_ray.config import NAME, GameConfig, OptimizerConfig, Section, StatesConfig, load_section, model_path
-from g1_ray.endpoint import Endpoint, Unusable
-from g1_ray.episodes import seed_of
+from g1_ray.endpoint import EndpointConfig, EndpointTeacher, Unusable
+from g1_ray.seeds import seed_of
 from g1_ray.states import draw
 from g1_ray.teacher import ERR_RATE, Novice, Oracle, Teacher
 
@@ -34,7 +34,7 @@ PATIENCE = 32
 """Unusable answers in a row after which an endpoint is given up."""
 
 
-class TeacherConfig(Section):
+class TeacherConfig(EndpointConfig):
     """Whose answers are learned from."""
 
     kind: Literal["oracle", "novice", "endpoint"] = Field(
@@ -42,12 +42,6 @@ class TeacherConfig(Section):
         description="oracle: with a working, and errs at a game's rate; novice: any legal move, no working; "
         "endpoint: a model behind OpenAI's chat completions",
     )
-    url: str = Field("", description="of the endpoint, such as http://localhost:8000/v1")
-    model: str = Field("", description="its name at the endpoint")
-    key_env: str = Field("", description="environment variable that holds the key, if one is needed")
-    temperature: float = Field(1.0, ge=0)
-    max_tokens: int = Field(4096, ge=1, description="longest answer of the endpoint")
-    parallel: int = Field(16, ge=1, description="requests to the endpoint at a time")
 
     @model_validator(mode="after")
     def _check(self) -> TeacherConfig:
@@ -153,11 +147,7 @@ class Maker:
                 return task, oracle, oracle
             case "novice":
                 return task, oracle, Novice(task)
-        of = self.teacher
-        endpoint = Endpoint(
-            task, of.url, of.model, key_env=of.key_env, temperature=of.temperature, max_tokens=of.max_tokens
-        )
-        return task, oracle, endpoint
+        return task, oracle, EndpointTeacher(task, self.teacher)
 
     def __call__(self, index: int) -> Example | str:
         """Example number `index`, or why there is none."""
@@ -183,7 +173,7 @@ class Maker:
     def executor(self, workers: int) -> tuple[Executor, int]:
         """What makes examples side by side, and how many it makes at a time."""
         if self.teacher.kind == "endpoint":
-            return ThreadPoolExecutor(self.teacher.parallel), 1
+            return ThreadPoolExecutor(self.teacher.concurrency), 1
         return ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")), CHUNK
 
 

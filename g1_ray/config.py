@@ -201,7 +201,9 @@ class EvalConfig(Section):
     label: str = Field("", description="what the trained model is called in the table; default: the run's name")
     baselines: dict[str, str] = Field({}, description="models that the trained one is compared with: name = path")
     engine: Literal["", "vllm", "transformers"] = Field("", description="who answers; default: engine.kind")
-    timeout_s: float = Field(3600.0, gt=0, description="longest wait for one player's runs on one game")
+    timeout_s: float = Field(3600.0, gt=0, description="longest wait for news of a player")
+    lab_every: int = Field(0, ge=0, description="steps between looks into the lab, with and without true perception")
+    lab_states: int = Field(64, ge=1, description="states of a game that the lab asks about")
 
     @model_validator(mode="after")
     def _check(self) -> EvalConfig:

@@ -20,8 +20,15 @@ CURVES = {
     "r_acc": "R_acc: right move given a right board",
 }
 """Last part of the metric's name, which is <game>/<this> -> title."""
+LAB_CURVES = {
+    "lab_p_acc": "lab: P_acc",
+    "lab_r_acc": "lab: R_acc",
+    "lab_reward_rate": "lab: moves that score",
+    "lab_reward_rate_true_perception": "lab: moves that score, given the true board",
+}
+"""Of runs that look into the lab now and then (eval.lab_every)."""
 SFT_CURVES = {"loss": "loss, nats a token", "token_acc": "share of tokens foretold"}
-SHARES = ("p_acc", "r_acc", "token_acc")
+SHARES = ("p_acc", "r_acc", "token_acc", *LAB_CURVES)
 """Curves between 0 and 1."""
 
 
@@ -61,7 +68,9 @@ def save_curves(folder: str | Path) -> Path:
         raise ValueError(f"{folder / 'metrics.jsonl'}: no step has been trained yet")
     games = games_in(metrics)
     if games:
-        curves, names = CURVES, {game: {curve: f"{game}/{curve}" for curve in CURVES} for game in games}
+        examined = any(key.rpartition("/")[2] in LAB_CURVES for line in metrics for key in line)
+        curves = {**CURVES, **LAB_CURVES} if examined else CURVES
+        names = {game: {curve: f"{game}/{curve}" for curve in curves} for game in games}
     else:
         curves, names = SFT_CURVES, {"": {curve: curve for curve in SFT_CURVES}}
     columns = [name for line in names.values() for name in line.values()]
@@ -82,15 +91,20 @@ def _draw(
     """A plot for each of `curves`, with a line for each of `names`: label -> curve -> metric."""
     from matplotlib.figure import Figure  # without pyplot: no display, nothing global
 
-    figure = Figure(figsize=(4 * len(curves), 3.4), layout="constrained")
+    rows, columns = -(-len(curves) // 4), min(len(curves), 4)
+    figure = Figure(figsize=(4 * columns, 3.4 * rows), layout="constrained")
     steps = np.array([line["step"] for line in metrics])
     window = max(1, len(steps) // 20)
-    for axes, (curve, title) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
+    places = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in places[len(curves) :]:
+        axes.set_visible(False)
+    for axes, (curve, title) in zip(places, curves.items(), strict=False):
         for i, (label, metric) in enumerate(names.items()):
             # A step in which no answer bears on a metric lacks it.
             values = np.array([line.get(metric[curve]) for line in metrics], np.float64)
-            axes.plot(steps, values, color=f"C{i}", alpha=0.25, linewidth=1)
-            axes.plot(steps, smooth(values, window), color=f"C{i}", label=label)
+            known = ~np.isnan(values)
+            axes.plot(steps[known], values[known], color=f"C{i}", alpha=0.25, linewidth=1)
+            axes.plot(steps[known], smooth(values, window)[known], color=f"C{i}", label=label)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("optimizer step")
         axes.grid(alpha=0.3)

@@ -20,15 +20,37 @@ from g1_ray.coldstart import Example
 
 ROWS = 256
 """Rows written at a time."""
-_COLUMNS = {
-    "prompt": ("string", pa.string()),
-    "answer": ("string", pa.string()),
-    "game": ("string", pa.string()),
-    "source": ("string", pa.string()),
-    "state": ("binary", pa.binary()),
-    "action": ("int32", pa.int32()),
-    "erred": ("bool", pa.bool_()),
-}
+_COLUMNS = pa.schema(
+    [
+        ("prompt", pa.string()),
+        ("answer", pa.string()),
+        ("game", pa.string()),
+        ("source", pa.string()),
+        ("state", pa.binary()),
+        ("action", pa.int32()),
+        ("erred", pa.bool_()),
+    ]
+)
+
+
+def with_image(columns: pa.Schema) -> pa.Schema:
+    """The columns after one called `image`, which Hugging Face's `datasets` knows for its own Image feature."""
+    image = pa.field("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    about = {"info": {"features": {"image": {"_type": "Image"}}}}  # it finds the others' features in the schema
+    return pa.schema([image, *columns], metadata={"huggingface": json.dumps(about)})
+
+
+def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
+    """Writes tables of a schema one after the other into a parquet file, whole or not at all; returns its rows."""
+    partial = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = 0
+    with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table)
+            rows += len(table)
+    os.replace(partial, path)
+    return rows
 
 
 def write_dataset(path: Path, examples: Iterable[Example]) -> int:
@@ -37,31 +59,22 @@ def write_dataset(path: Path, examples: Iterable[Example]) -> int:
     Columns: `image` (Hugging Face's Image: PNG), `prompt` and `answer` to train on; `state` (`State.from_bytes`),
     `action`, `game`, `erred` and `source` to look into.
     """
-    features = {"image": {"_type": "Image"}} | {
-        name: {"dtype": dtype, "_type": "Value"} for name, (dtype, _) in _COLUMNS.items()
-    }
-    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    schema = pa.schema(
-        [("image", image), *((name, kind) for name, (_, kind) in _COLUMNS.items())],
-        metadata={"huggingface": json.dumps({"info": {"features": features}})},
-    )
-    partial = path.with_name(path.name + ".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows, rest = 0, iter(examples)
-    with pq.ParquetWriter(partial, schema) as writer:
-        while batch := list(islice(rest, ROWS)):
-            writer.write_table(pa.Table.from_pylist([_row(example) for example in batch], schema=schema))
-            rows += len(batch)
-    os.replace(partial, path)
-    return rows
+    schema, rest = with_image(_COLUMNS), iter(examples)
+    batches = iter(lambda: [_row(example) for example in islice(rest, ROWS)], [])
+    return write_tables(path, schema, (pa.Table.from_pylist(batch, schema=schema) for batch in batches))
+
+
+def png_of(state: State) -> bytes:
+    """The picture of a state as a PNG file."""
+    png = io.BytesIO()
+    Image.fromarray(state.draw()).save(png, "PNG")
+    return png.getvalue()
 
 
 def _row(example: Example) -> dict[str, Any]:
-    png = io.BytesIO()
-    Image.fromarray(example.state.draw()).save(png, "PNG")
     return {
-        "image": {"bytes": png.getvalue(), "path": None},
-        "prompt": _prompt(example.state.task),
+        "image": {"bytes": png_of(example.state), "path": None},
+        "prompt": prompt_of(example.state.task),
         "answer": example.answer,
         "game": example.game,
         "source": example.source,
@@ -72,7 +85,8 @@ def _row(example: Example) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=64)
-def _prompt(task: Task) -> str:
+def prompt_of(task: Task) -> str:
+    """What a model is asked about every board of a task."""
     return Codec(task).prompt()
 
 

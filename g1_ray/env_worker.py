@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from g1_ray.config import RunConfig
-from g1_ray.episodes import seed_of
 from g1_ray.referee import Referee
+from g1_ray.seeds import seed_of
 from g1_ray.states import draw_state
 from g1_ray.types import Completion, Group, Ints, Play, Prompt, Request, Rollout, Ticket
 

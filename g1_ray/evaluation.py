@@ -1,31 +1,96 @@
-"""Models that play: the paper's protocol, runs of so many moves on fresh boards as boards end, all runs in step.
+"""Runs of players: so many moves on fresh boards as boards end (the paper's protocol), or one whole episode.
 
-Every player, model or not, sees the same first board for a seed, and counts the same way.
+    a player that looks at the game itself   Choose: game -> action
+    a player that is asked                   Ask: question (the state, so the picture and the rules) -> reply in text
+
+All players see the same first board for a seed, and are counted the same way.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from envs import Game, State, Task
-from g1_ray.config import GameConfig, RewardConfig
-from g1_ray.episodes import seed_of
-from g1_ray.referee import Referee
-from g1_ray.stats import Mean, bootstrap_mean
-from g1_ray.types import Completion, Request, Sampling, Turn
+from envs import Codec, Game, Outcome, State, Task
+from envs.rewards import Reward, reward_table, ternary
+from g1_ray.seeds import seed_of
+from g1_ray.types import Completion, Request, Sampling
 
 if TYPE_CHECKING:
     from g1_ray.chat import Chat
 
-Ask = Callable[[Sequence[Request], Sampling], Sequence[Sequence[Completion]]]
-"""An engine's `generate`, called and waited for."""
+CUT_OFF = "cut off"
+"""Cause of an answer that gives no move because it was ended at its longest length."""
+
 Choose = Callable[[Game, np.random.Generator], int]
-"""A player that needs no picture."""
+"""A player that needs no picture. It ends its run early by raising `Stopped`."""
+
+
+class Stopped(Exception):
+    """A player wants no more."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a player is asked: a move in a state."""
+
+    game: str
+    player: str
+    seed: int
+    """Of the run."""
+    move: int
+    """Number within the run, from 0."""
+    state: State
+
+    @property
+    def key(self) -> tuple[str, str, int, int]:
+        """What tells it from all other questions of an evaluation."""
+        return self.game, self.player, self.seed, self.move
+
+    @property
+    def sampling_seed(self) -> int:
+        """What the answer is sampled with."""
+        return seed_of("move", self.player, self.seed, self.move)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a player answered."""
+
+    text: str
+    finish_reason: str = "stop"
+    """'length' where the answer was cut off."""
+    prompt_tokens: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+Ask = Callable[[Question], Awaitable[Reply]]
+"""A player that is shown the board. It ends its run early by raising `Stopped`."""
+Generate = Callable[[Sequence[Request], Sampling], Awaitable[Sequence[Sequence[Completion]]]]
+"""An engine's `generate`."""
+
+
+def model(chat: Chat, generate: Generate, sampling: Sampling) -> Ask:
+    """A model as a player."""
+
+    async def ask(question: Question) -> Reply:
+        begun, prompt = time.monotonic(), chat.prompt([(question.state, None)])
+        ((answer,),) = await generate([Request(prompt, 1, question.sampling_seed)], sampling)
+        return Reply(
+            text=chat.decode(answer.token_ids),
+            finish_reason=answer.finish_reason,
+            prompt_tokens=len(prompt.token_ids),
+            tokens=len(answer.token_ids),
+            seconds=time.monotonic() - begun,
+        )
+
+    return ask
 
 
 @dataclass(frozen=True)
@@ -33,26 +98,38 @@ class Move:
     """One move of a run."""
 
     state: State
+    """Before the move."""
     action: int | None
-    text: str
-    """The model's answer; '' for players that give none."""
+    """None: the answer could not be read."""
     legal: bool
     gain: float
+    """In the game's own score."""
     reward: float
-    """The game's own reward, unweighted."""
-    perception_exact: bool | None
-    """Whether the board was described without an error; None for players that do not describe it."""
-    cause: str
-    tokens: int
+    """The game's reward, unweighted."""
+    regret: float
+    """What the best legal move earns, less `reward`."""
+    over: bool
+    """Whether the board ended with it."""
+    success: bool
+    text: str = ""
+    """The answer; '' for players that give none."""
+    cause: str = ""
+    """Why there is no move."""
+    perception_exact: bool | None = None
+    """Whether the board was described without an error; None for players that describe none."""
+    perception_share: float | None = None
+    """Share of the cells that were described right."""
+    prompt_tokens: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
-class PlayedRun:
+class Run:
     """One run of a player."""
 
     seed: int
     moves: tuple[Move, ...]
-    successes: int
 
     @property
     def score(self) -> float:
@@ -62,25 +139,26 @@ class PlayedRun:
     @property
     def scoring(self) -> float:
         """Share of the moves that score: what the paper's game reward counts."""
-        return float(np.mean([move.gain > 0 for move in self.moves]))
+        return share([move.gain > 0 for move in self.moves])
 
     @property
     def legal(self) -> float:
         """Share of legal moves."""
-        return float(np.mean([move.legal for move in self.moves]))
+        return share([move.legal for move in self.moves])
 
     @property
-    def p_acc(self) -> float:
-        """Share of boards described without an error; NaN for players that describe none."""
-        return _share([bool(m.perception_exact) for m in self.moves if m.perception_exact is not None])
+    def successes(self) -> int:
+        """Boards won."""
+        return sum(move.success for move in self.moves)
 
     @property
-    def r_acc(self) -> float:
-        """Share of moves that score, of those whose board was described without an error (the paper's R_acc)."""
-        return _share([move.gain > 0 for move in self.moves if move.perception_exact])
+    def boards(self) -> int:
+        """Boards played, the last one perhaps not to its end."""
+        return sum(move.over for move in self.moves[:-1]) + 1
 
 
-def _share(values: Sequence[bool]) -> float:
+def share(values: Sequence[bool]) -> float:
+    """The share that is true; NaN of none."""
     return float(np.mean(values)) if values else float("nan")
 
 
@@ -88,139 +166,81 @@ def _share(values: Sequence[bool]) -> float:
 class _Table:
     """A run in the making."""
 
-    seed: int
-    game: Game
-    rng: np.random.Generator
-    moves: list[Move] = field(default_factory=list)
-    boards: int = 1
-    successes: int = 0
-
-    def next_board(self) -> None:
-        if self.game.over:
-            self.game.reset(seed_of("board", self.seed, self.boards))
-            self.boards += 1
-
-    def add(self, move: Move, success: bool) -> None:
-        self.moves.append(move)
-        self.successes += success
-
-    def run(self) -> PlayedRun:
-        return PlayedRun(self.seed, tuple(self.moves), self.successes)
-
-
-def _tables(task: Task, player: str, seeds: Sequence[int]) -> list[_Table]:
-    tables = []
-    for seed in seeds:
-        game = task.new_game()
-        game.reset(seed)
-        tables.append(_Table(seed, game, np.random.default_rng(seed_of("player", player, seed))))
-    return tables
-
-
-def unlimited(config: GameConfig) -> Task:
-    """The task without a horizon: the length of a run is the protocol's business."""
-    task = config.task()
-    return dataclasses.replace(task, reasoning=dataclasses.replace(task.reasoning, horizon=0))
-
-
-def play_classic(config: GameConfig, name: str, choose: Choose, seeds: Sequence[int], moves: int) -> list[PlayedRun]:
-    """Runs of a player that looks at the game itself."""
-    task = unlimited(config)
-    referee = Referee(config, RewardConfig())
-    tables = _tables(task, name, seeds)
-    for table in tables:
-        for _ in range(moves):
-            table.next_board()
-            state = State.of(task, table.game)
-            action = choose(table.game, table.rng)
-            outcome = table.game.step(action)
-            reward = float(referee.reward(outcome))
-            move = Move(state, action, "", outcome.legal, outcome.gain, reward, None, "", 0)
-            table.add(move, outcome.success)
-    return [table.run() for table in tables]
-
-
-def play_model(
-    config: GameConfig, name: str, chat: Chat, ask: Ask, seeds: Sequence[int], moves: int, sampling: Sampling
-) -> list[PlayedRun]:
-    """Runs of a model, one picture a move. An answer that can't be read is a move lost."""
-    task = unlimited(config)
-    referee = Referee(config, RewardConfig())
-    tables = _tables(task, name, seeds)
-    for number in range(moves):
-        requests = []
-        for table in tables:
-            table.next_board()
-            prompt = chat.prompt([(State.of(task, table.game), None)])
-            requests.append(Request(prompt, 1, seed_of("move", name, table.seed, number)))
-        for table, request, (completion,) in zip(tables, requests, ask(requests, sampling), strict=True):
-            turn = referee.turn(request.prompt.states[0], request, completion, chat.decode(completion.token_ids))
-            outcome = table.game.step(turn.action)
-            table.add(_move(turn), outcome.success)
-    return [table.run() for table in tables]
-
-
-def _move(turn: Turn) -> Move:
-    return Move(
-        state=turn.prompt.states[-1],
-        action=turn.action,
-        text=turn.text,
-        legal=turn.legal,
-        gain=turn.gain,
-        reward=turn.rewards["game"],
-        perception_exact=turn.perception_exact,
-        cause=turn.cause,
-        tokens=len(turn.completion.token_ids),
-    )
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a player's runs on a game came to: means over runs with 95 % bootstrap intervals."""
-
-    game: str
+    task: Task
     player: str
-    runs: int
-    score: Mean
-    scoring: Mean
-    """Of the moves, in %."""
-    legal: Mean
-    """Of the moves, in %."""
-    p_acc: float
-    """NaN for players that describe no boards, like `r_acc`."""
-    r_acc: float
-    unreadable: float
-    """Share of answers that could not be read."""
-    tokens: float
-    """Mean length of an answer."""
+    seed: int
+    num_moves: int
+    """0: to the end of the episode."""
+    reward: Reward
+    moves: list[Move] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.num_moves:  # the run has its own length; boards end only by their rules
+            endless = dataclasses.replace(self.task.reasoning, horizon=0)
+            self.task = dataclasses.replace(self.task, reasoning=endless)
+        self.game = self.task.new_game()
+        self.game.reset(self.seed)
+        self.rng = np.random.default_rng(seed_of("player", self.player, self.seed))
+        self._boards, self._best = 1, float("nan")
+
+    def goes_on(self) -> bool:
+        """Whether there is a move to make; deals the next board where the last one ended."""
+        if len(self.moves) >= self.num_moves and self.num_moves:
+            return False
+        if self.game.over and self.num_moves:
+            self.game.reset(seed_of("board", self.seed, self._boards))
+            self._boards, self._best = self._boards + 1, float("nan")
+        return not self.game.over
+
+    def settle(self, action: int | None, **about: object) -> None:
+        """Plays the move and counts it."""
+        if self._best != self._best:
+            self._best = float(reward_table(self.game, self.reward).rewards.max())
+        state = State.of(self.task, self.game)
+        outcome: Outcome = self.game.step(action)
+        reward = float(self.reward(outcome))
+        move = Move(state, action, outcome.legal, outcome.gain, reward, self._best - reward, self.game.over,
+                    outcome.success)  # fmt: skip
+        self.moves.append(dataclasses.replace(move, **about) if about else move)  # type: ignore[arg-type]
+        if outcome.legal:  # else the board is as it was
+            self._best = float("nan")
+
+    def run(self) -> Run:
+        return Run(self.seed, tuple(self.moves))
 
 
-def result_of(game: str, player: str, runs: Sequence[PlayedRun]) -> Result:
-    """The line of a table."""
-    moves = [move for run in runs for move in run.moves]
-    return Result(
-        game,
-        player,
-        len(runs),
-        bootstrap_mean([run.score for run in runs]),
-        bootstrap_mean([100 * run.scoring for run in runs]),
-        bootstrap_mean([100 * run.legal for run in runs]),
-        _share([bool(move.perception_exact) for move in moves if move.perception_exact is not None]),
-        _share([move.gain > 0 for move in moves if move.perception_exact]),
-        float(np.mean([bool(move.cause) for move in moves])),
-        float(np.mean([move.tokens for move in moves])),
-    )
+def play(task: Task, player: str, choose: Choose, seed: int, moves: int = 0, reward: Reward = ternary) -> Run:
+    """A run of `moves` moves, or with 0 of one episode, by a player that looks at the game itself."""
+    table = _Table(task, player, seed, moves, reward)
+    while table.goes_on():
+        try:
+            action = choose(table.game, table.rng)
+        except Stopped:
+            break
+        table.settle(action)
+    return table.run()
 
 
-HEADER = ("game", "player", "score", "moves that score, %", "legal moves, %", "P_acc", "R_acc", "unreadable")
-
-
-def table(results: Sequence[Result]) -> list[tuple[str, ...]]:
-    """Results as rows of text, the header first."""
-    rows: list[tuple[str, ...]] = [HEADER]
-    for result in results:
-        shares = [f"{x:.3f}" if x == x else "" for x in (result.p_acc, result.r_acc)]
-        unreadable = f"{result.unreadable:.3f}" if result.tokens else ""
-        means = [str(mean) for mean in (result.score, result.scoring, result.legal)]
-        rows.append((result.game, result.player, *means, *shares, unreadable))
-    return rows
+async def play_asked(
+    task: Task, game: str, player: str, ask: Ask, seed: int, moves: int = 0, reward: Reward = ternary
+) -> Run:
+    """A run of a player that is shown each board of what is called `game`. What can't be read is a move lost."""
+    table = _Table(task, player, seed, moves, reward)
+    codec = Codec(table.task)
+    while table.goes_on():
+        state = State.of(table.task, table.game)
+        reply = await ask(Question(game, player, seed, len(table.moves), state))
+        answer = codec.read(reply.text)
+        seen = codec.score_perception(answer.perception, table.game.perception())
+        cut_off = answer.cause and reply.finish_reason == "length"
+        table.settle(
+            answer.action,
+            text=reply.text,
+            cause=CUT_OFF if cut_off else str(answer.cause or ""),
+            perception_exact=seen.exact,
+            perception_share=seen.share,
+            prompt_tokens=reply.prompt_tokens,
+            tokens=reply.tokens,
+            seconds=reply.seconds,
+        )
+    return table.run()

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from envs import State
 from g1_ray.config import EngineConfig
-from g1_ray.episodes import seed_of
+from g1_ray.seeds import seed_of
 from g1_ray.types import Completion, Floats, Ints, Prompt, Request, Sampling
 from g1_ray.weight_sync import SyncReport, check_names, check_version, packed_names, weights_file
 

@@ -21,8 +21,8 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from g1_ray.attention import CHUNKS, SEGMENTS, Segments, segments_of
 from g1_ray.config import ModelConfig, model_path
-from g1_ray.episodes import seed_of
 from g1_ray.packs import Pack
+from g1_ray.seeds import seed_of
 
 ADAPTER = "default"
 """What peft calls the one adapter there is."""
@@ -35,6 +35,18 @@ _KEPT = 4096
 
 
 # Loading
+
+
+def merge_adapter(path: str, folder: str) -> str:
+    """Writes the model that a LoRA adapter (a folder that peft saved) makes of its base into `folder`; returns that."""
+    from peft import PeftConfig, PeftModel
+    from transformers import AutoProcessor
+
+    base = model_path(PeftConfig.from_pretrained(path).base_model_name_or_path, f"the base of {path}")
+    model = AutoModelForImageTextToText.from_pretrained(base, dtype="auto")
+    PeftModel.from_pretrained(model, path).merge_and_unload().save_pretrained(folder)
+    AutoProcessor.from_pretrained(base).save_pretrained(folder)
+    return folder
 
 
 def vision_is_frozen(config: ModelConfig) -> bool:

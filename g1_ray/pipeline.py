@@ -9,18 +9,23 @@ something is due that needs engines and learners to stand still.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 
+from envs import State
+from envs.rewards import reward_named
 from g1_ray.actors import START_TIMEOUT_S, StepSummary, hire
 from g1_ray.config import RunConfig
-from g1_ray.evaluation import play_model, result_of
+from g1_ray.evaluation import Run, model, play_asked
 from g1_ray.graph import Executor, Finished, first_line, rollout_graph, train_graph
+from g1_ray.lab import AS_IS, TRUE, experiment, lab_states, metrics_of
+from g1_ray.results import result_of
 from g1_ray.run_folder import RunFolder
 from g1_ray.types import Completion, Request, Sampling
 from g1_ray.weight_sync import CANARY_TOLERANCE, Canary
@@ -49,6 +54,8 @@ class Pipeline:
         self.config, self.model_path, self.folder = config, model_path, folder
         self.version = 0
         self.failures = self.skipped = 0
+        self._lab_states: dict[str, list[State]] = {}
+        self._turn = 0  # single questions go to one engine after the other
         self.books: dict[str, int] = {}
         """What became of all groups, once closed: issued = trained + dropped + quarantined + in_flight."""
 
@@ -149,6 +156,8 @@ class Pipeline:
             self.save()
         if config.eval.every and self.version % config.eval.every == 0:
             metrics.update(self.evaluate())
+        if config.eval.lab_every and self.version % config.eval.lab_every == 0:
+            metrics.update(self.examine())
         on_step(self.version, metrics)
 
     # What is due between steps
@@ -175,14 +184,26 @@ class Pipeline:
         """What the policy of the engines is worth now, at temperature 1, by the protocol of the config."""
         config, metrics = self.config, {}
         seeds = range(config.eval.seed, config.eval.seed + config.eval.runs)
-        sampling = Sampling(1.0, 1.0, config.rollout.max_tokens)
+        ask = model(self._chat, self._generate, Sampling(1.0, 1.0, config.rollout.max_tokens))
         for game in config.games:
-            name = f"step {self.version}"
-            runs = play_model(game, name, self._chat, self.ask, seeds, config.eval.moves, sampling)
-            result = result_of(game.name, name, runs)
+            about = (game.task(), game.name, f"step {self.version}", ask)
+            plays = [play_asked(*about, seed, config.eval.moves, reward_named(game.reward)) for seed in seeds]
+            result = result_of(game.name, "", asyncio.run(_together(plays)))
             metrics[f"{game.name}/eval_score"] = result.score.mean
             metrics[f"{game.name}/eval_scoring"] = result.scoring.mean / 100
             metrics[f"{game.name}/eval_p_acc"] = result.p_acc
+        return metrics
+
+    def examine(self) -> dict[str, float]:
+        """What the lab finds of the policy of the engines now, at temperature 1."""
+        config, metrics = self.config, {}
+        sampling = Sampling(1.0, 1.0, config.rollout.max_tokens)
+        for game in config.games:
+            if game.name not in self._lab_states:
+                self._lab_states[game.name] = lab_states(game.task(), config.eval.lab_states)
+            states = self._lab_states[game.name]
+            asked = experiment(game.name, "", states, self._chat, self._generate, sampling, (AS_IS, TRUE))
+            metrics.update(metrics_of(asyncio.run(asked)))
         return metrics
 
     @functools.cached_property
@@ -191,12 +212,15 @@ class Pipeline:
 
         return Chat(self.model_path)
 
-    def ask(self, requests: Sequence[Request], sampling: Sampling) -> list[Sequence[Completion]]:
+    async def _generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Sequence[Completion]]:
         """Answers outside of training, from all engines together."""
         engines = self.actors.engines
-        parts = [engine.ask.remote(list(requests[i :: len(engines)]), sampling) for i, engine in enumerate(engines)]
+        self._turn += 1
+        shares = [list(requests[i :: len(engines)]) for i in range(len(engines))]
+        asked = [(engines[(i + self._turn) % len(engines)], part) for i, part in enumerate(shares) if part]
+        parts = await asyncio.gather(*(engine.ask.remote(part, sampling) for engine, part in asked))
         answers: list[Any] = [None] * len(requests)
-        for i, part in enumerate(self._all(parts)):
+        for i, part in enumerate(parts):
             answers[i :: len(engines)] = part
         return answers
 
@@ -225,3 +249,7 @@ class Pipeline:
             if isinstance(error.cause, ValueError):  # what the user gave
                 raise error.cause from None
             raise
+
+
+async def _together(plays: Sequence[Coroutine[Any, Any, Run]]) -> list[Run]:
+    return await asyncio.gather(*plays)

@@ -14,8 +14,8 @@ from envs.players import Player
 from envs.rewards import reward_named
 from g1_ray.chat import Chat
 from g1_ray.config import EngineConfig, GameConfig, RewardConfig, StatesConfig
-from g1_ray.episodes import seed_of
 from g1_ray.referee import Referee
+from g1_ray.seeds import seed_of
 from g1_ray.states import draw
 from g1_ray.teacher import Oracle
 from g1_ray.transformers_engine import TransformersEngine

@@ -24,7 +24,7 @@ import numpy as np
 
 from envs import State
 from g1_ray.config import RunConfig
-from g1_ray.episodes import seed_of
+from g1_ray.seeds import seed_of
 from g1_ray.types import Group, Ticket
 
 MAX_ISSUES = 3

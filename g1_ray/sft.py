@@ -26,8 +26,8 @@ from g1_ray.attention import CHUNKS
 from g1_ray.chat import Chat
 from g1_ray.coldstart import Example, SftConfig
 from g1_ray.curves import save_curves
-from g1_ray.episodes import seed_of
 from g1_ray.model import vision_tower
+from g1_ray.seeds import seed_of
 from g1_ray.types import Ints
 
 OPTIMIZER = "optimizer.safetensors"

@@ -11,7 +11,7 @@ from envs.core import Game
 from envs.players import Player, random_legal
 from envs.rewards import Reward, reward_table
 from g1_ray.config import StatesConfig
-from g1_ray.episodes import seed_of
+from g1_ray.seeds import seed_of
 
 MAX_BACKWARD = 8
 """Most moves before the end of an oracle's episode; fewer are as likely."""

@@ -22,8 +22,8 @@ from transformers import AutoModelForImageTextToText
 
 from g1_ray.chat import Chat
 from g1_ray.config import EngineConfig
-from g1_ray.episodes import seed_of
 from g1_ray.inference import check_request
+from g1_ray.seeds import seed_of
 from g1_ray.types import Completion, Floats, Ints, Prompt, Request, Sampling
 from g1_ray.weight_sync import SyncReport, check_names, check_version, unpack_weights
 

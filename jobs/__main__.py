@@ -14,6 +14,9 @@ COMMANDS = {
     "coldstart": "fine-tune a VLM on a teacher's answers with the true perception put in",
     "train": "train a VLM on games by reinforcement learning, on a laptop or a cluster",
     "graph": "print the graphs of a run and where its parts are placed",
+    "explain": "tell why a board, an answer or a group of rollouts earns what it earns",
+    "report": "write a page that shows a run or an evaluation: curves, tables, rollouts board by board",
+    "export": "hand rollouts and evaluations to other tools: data sets with pictures, inspect-ai",
     "bench": "measure the speed of the environments",
 }
 

@@ -18,7 +18,7 @@ from envs import Task, VLMGymEnv, VLMGymVectorEnv
 from envs.batch import make_batch
 from envs.core import Board, Game
 from envs.drawing import Renderer
-from g1_ray.episodes import seed_of
+from g1_ray.seeds import seed_of
 
 Row = dict[str, Any]
 STEPS = 4000

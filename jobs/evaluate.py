@@ -1,106 +1,140 @@
-"""Play games with players, all on the same seeds, and write what came out: a table with intervals, raw runs, clips."""
+"""Any players on any games, all on the same seeds: tables with intervals, every move, clips. What is there is kept."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
-import os
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+import re
+import tempfile
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from envs import PLAYERS, Task, game_names
-from g1_ray.clips import save_clip
-from g1_ray.episodes import Run, play
-from g1_ray.stats import bootstrap_mean
-from jobs.options import add_task_options, task_of
+if TYPE_CHECKING:
+    from g1_ray.match import Entry
+    from g1_ray.tournament import Evaluation
 
-HEADER = ("game", "player", "score", "legal moves", "won", "largest tile")
+EPILOG = """players: uniform, random-legal, greedy, oracle, teacher; human:FILE (g1-ray play --save FILE.parquet);
+  a model's folder, name or run; an endpoint's URL. Each may have a name and options:
+  cold=tiny-coldstart?temperature=0  runs/demo?engine.kind=vllm  gpt=https://host/v1?model=NAME&key_env=API_KEY
+games: 2048, shisen, ..., with options of either axis: small=2048?size=3&tiles=numbers  swap?reasoning=2&noise=0.3"""
 
 
 def main(argv: list[str] | None = None) -> int:
     """`g1-ray evaluate`."""
-    parser = argparse.ArgumentParser(prog="g1-ray evaluate", description=__doc__)
-    parser.add_argument("--games", nargs="+", default=game_names(), metavar="NAME", help="default: all")
-    parser.add_argument("--players", nargs="+", default=list(PLAYERS), choices=list(PLAYERS), help="default: all")
-    parser.add_argument("--runs", type=int, default=30, help="runs of each player (default 30)")
+    parser = argparse.ArgumentParser(prog="g1-ray evaluate", description=__doc__, epilog=EPILOG,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--games", nargs="+", default=[], metavar="GAME", help="default: all")
+    parser.add_argument("--players", nargs="+", default=["uniform", "random-legal", "greedy", "oracle"],
+                        metavar="PLAYER", help="default: the four classic players")  # fmt: skip
+    parser.add_argument("--runs", type=int, default=30, help="runs of each player (default 30; paper: 10)")
     parser.add_argument("--moves", type=int, default=100, help="moves a run, on fresh boards as boards end, as in the "
                         "paper; 0: whole episodes (default 100)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="seed of the first run; the next have the next ones")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
-    parser.add_argument("--out", default="", metavar="FOLDER", help="write table.md, runs.jsonl and clips there")
-    parser.add_argument("--clips", action="store_true", help="with --out: the first run of each as an animation")
-    add_task_options(parser)
+    parser.add_argument("--against", default="", metavar="PLAYER", help="whom scores are compared with, seed by seed")
+    parser.add_argument(
+        "--out", default="", metavar="FOLDER", help="keep everything there, and go on with what is there"
+    )
+    parser.add_argument("--clips", choices=("webp", "gif", "mp4"), help="with --out: every first run")
+    parser.add_argument("--grid", action="store_true", help="each game also on held-out tiles, other sizes, perturbed, "
+                        "and a heat map of it all")  # fmt: skip
+    parser.add_argument("--lab", type=int, default=0, metavar="STATES", help="with models: ask about so many states "
+                        "under interventions, to see whether seeing or thinking holds them back")  # fmt: skip
+    parser.add_argument("--address", default="", help="Ray cluster to join (default: RAY_ADDRESS, else a local one)")
     args = parser.parse_args(argv)
-    for name in ("runs", "workers"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name} {getattr(args, name)}: must be 1 or more")
-    for name in ("moves", "seed"):
+    check(args)
+
+    from envs import game_names
+    from g1_ray.cluster import join
+    from g1_ray.config import check_model
+    from g1_ray.grid import variants
+    from g1_ray.match import Entry
+    from g1_ray.players import is_adapter, parse_game, parse_player
+    from g1_ray.tournament import Evaluation, EvaluationFolder, Protocol, play_all
+
+    games = [parse_game(text) for text in args.games or game_names()]
+    players = [parse_player(text) for text in args.players]
+    for player in players:
+        if player.kind == "model" and not is_adapter(player.what):
+            check_model(player.what, f"player {player.name!r}")
+    if args.against and args.against not in [player.name for player in players]:
+        raise ValueError(f"--against {args.against}: no such player; {', '.join(player.name for player in players)}")
+    if args.lab and not any(player.kind == "model" for player in players):
+        raise ValueError("--lab is for models that are loaded here; there is none among --players")
+    if args.grid:
+        games = [variant for game in games for variant in variants(game)]
+    entries = [Entry(game, player) for game in games for player in players]
+    with tempfile.TemporaryDirectory() as nowhere:
+        out = Path(args.out or nowhere)
+        folder = EvaluationFolder(out, entries, Protocol(args.runs, args.moves, args.seed))
+        evaluation = Evaluation(entries, folder.protocol, folder, lab=args.lab)
+        if not all(map(evaluation.is_over, entries)) or args.lab:
+            join(args.address)
+        show = Show(evaluation)
+        try:
+            play_all(evaluation, show)
+        finally:
+            folder.close()
+        finish(evaluation, args, out)
+    return 1 if evaluation.failed else 0
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises `ValueError` for numbers and options that can't be."""
+    if args.runs < 1:
+        raise ValueError(f"--runs {args.runs}: must be 1 or more")
+    for name in ("moves", "seed", "lab"):
         if getattr(args, name) < 0:
             raise ValueError(f"--{name} {getattr(args, name)}: must be 0 or more")
     if args.clips and not args.out:
         raise ValueError("--clips needs --out")
-    tasks = [task_of(name, args.preset, args.reasoning, args.perception) for name in args.games]
-    for task in tasks:
-        if not args.moves and not task.reasoning.horizon and task.new_game().endless:
-            raise ValueError(f"{task.name} with horizon=0 never ends: give --moves or a horizon")
-    if args.moves:  # the run has its own length; boards end only by their rules
-        tasks = [dataclasses.replace(t, reasoning=dataclasses.replace(t.reasoning, horizon=0)) for t in tasks]
-    seeds = range(args.seed, args.seed + args.runs)
-    if args.out:
-        Path(args.out).mkdir(parents=True, exist_ok=True)
-        (Path(args.out) / "runs.jsonl").write_text("")
-    with ProcessPoolExecutor(args.workers) as pool:
-        table: list[Sequence[str]] = [HEADER]
-        print(line(HEADER))
-        for task in tasks:
-            for player in args.players:
-                runs = list(
-                    pool.map(play, [task] * len(seeds), [player] * len(seeds), seeds, [args.moves] * len(seeds))
-                )
-                table.append(row(task, player, runs))
-                print(line(table[-1]), flush=True)
-                if args.out:
-                    keep(Path(args.out), task, player, runs, args.clips)
-    if args.out:
-        (Path(args.out) / "table.md").write_text(markdown(table))
-        print(f"wrote {Path(args.out) / 'table.md'}")
-    return 0
 
 
-def line(cells: Sequence[str]) -> str:
-    """A line of the table for the terminal."""
-    return "  ".join(f"{cell:<14}" if i < 2 else f"{cell:<26}" for i, cell in enumerate(cells)).rstrip()
+class Show:
+    """Says who is done, as they are."""
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        self.evaluation, self.begun = evaluation, time.monotonic()
+        self.kept = sum(map(evaluation.is_over, evaluation.entries))
+        if self.kept:
+            print(f"{self.kept} of {len(evaluation.entries)} lines of the table are there", flush=True)
+
+    def __call__(self, entry: Entry) -> None:
+        done = sum(map(self.evaluation.is_over, self.evaluation.entries))
+        seconds = time.monotonic() - self.begun
+        print(f"{done}/{len(self.evaluation.entries)}  {seconds:4.0f} s  {' '.join(entry.key)}", flush=True)
 
 
-def row(task: Task, player: str, runs: Sequence[Run]) -> tuple[str, ...]:
-    """A line of the table: means over runs with 95 % bootstrap intervals."""
-    boards = sum(len(run.seeds) for run in runs)
-    return (
-        task.name,
-        player,
-        str(bootstrap_mean([run.score for run in runs])),
-        str(bootstrap_mean([100 * run.legal / run.moves for run in runs])) + " %",
-        f"{sum(run.successes for run in runs)} of {boards} boards",
-        task.renderer.names[max(run.kinds for run in runs)] if task.name == "2048" else "",
-    )
+def finish(evaluation: Evaluation, args: argparse.Namespace, out: Path) -> None:
+    """Prints the table and what went wrong, and writes what is to be kept."""
+    from g1_ray.clips import save_clip
+    from g1_ray.grid import save_grid
+    from g1_ray.lab import table as lab_table
+    from g1_ray.lab import write_labs
+    from g1_ray.results import aligned, table, write_results
 
-
-def keep(folder: Path, task: Task, player: str, runs: Sequence[Run], clips: bool) -> None:
-    """Appends the raw runs, enough to play each again, and animates the first."""
-    with (folder / "runs.jsonl").open("a") as file:
-        for run in runs:
-            file.write(json.dumps({"task": task.to_json(), "player": player, **dataclasses.asdict(run)}) + "\n")
-    if clips:
-        save_clip(task, runs[0], folder / f"{task.name}-{player}.webp", player, frame_ms=200)
-
-
-def markdown(table: Sequence[Sequence[str]]) -> str:
-    """The table as markdown."""
-    lines = [table[0], ["---"] * len(table[0]), *table[1:]]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    results = evaluation.results(args.against)
+    rows = table(results, args.against, published=args.moves == 100)
+    if results:
+        print(aligned(rows))
+        write_results(out, results, rows)
+        if args.grid:
+            save_grid(out / "grid.png", results)
+    if evaluation.labs:
+        print("\n" + aligned(lab_table(evaluation.labs)))
+        write_labs(out, evaluation.labs)
+    for name, counts in evaluation.troubles.items():
+        print(f"{name}: " + ", ".join(f"{count} x {what}" for what, count in counts.most_common()))
+    for name, why in evaluation.failed.items():
+        print(f"{name}: {why}\nits answers are kept; the same command goes on from there", flush=True)
+    for entry in evaluation.entries if args.clips else ():
+        if evaluation.is_over(entry):
+            name = re.sub(r"[^\w.@-]+", "-", "-".join(entry.key))
+            save_clip(evaluation.runs[entry.key][0], out / f"{name}.{args.clips}", entry.player.name, 200)
+    if args.out and results:
+        print(f"wrote {out}: table.md, results.parquet, moves/; see them with g1-ray report {out}")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from jobs.__main__ import run
+
+    raise SystemExit(run("evaluate", main))

@@ -1,16 +1,18 @@
-"""Play a game in the terminal, by hand or watching a player; save the run as a clip."""
+"""Play a game in the terminal, by hand or watching a player; save the run as a clip or as a player's moves."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
 
 from envs import PLAYERS, Codec, Task
 from envs.answers import Cause
 from envs.core import Game
 from envs.env import board_text
-from g1_ray.clips import ENDINGS, save_clip
-from g1_ray.episodes import Run, play, replay
+from envs.players import Player
+from g1_ray.evaluation import Run, Stopped
 from jobs.options import add_task_options, task_of
 
 
@@ -21,66 +23,111 @@ def main(argv: list[str] | None = None) -> int:
     add_task_options(parser)
     parser.add_argument("--player", choices=sorted(PLAYERS), help="who plays; by hand when left out")
     parser.add_argument("--seed", type=int, default=0, help="which board (default 0)")
-    parser.add_argument("--save", default="", metavar="FILE", help="write the run as .webp or .gif")
+    parser.add_argument("--moves", type=int, default=0, help="play so many moves, on fresh boards as boards end, as in "
+                        "the paper (default 0: one episode)")  # fmt: skip
+    parser.add_argument("--save", action="append", default=[], metavar="FILE",
+                        help="write the run as .webp, .gif or .mp4; or add it to a .parquet that g1-ray evaluate plays "
+                        "as human:FILE")  # fmt: skip
     args = parser.parse_args(argv)
-    if args.save and not args.save.lower().endswith(ENDINGS):
-        raise ValueError(f"--save {args.save}: clips are {' or '.join(ENDINGS)} files")
-    if args.seed < 0:
-        raise ValueError(f"--seed {args.seed}: must be 0 or more")
+
+    from g1_ray.clips import ENDINGS, save_clip
+    from g1_ray.evaluation import play
+
+    for file in args.save:
+        if not file.lower().endswith((*ENDINGS, ".parquet")):
+            raise ValueError(f"--save {file}: clips are {', '.join(ENDINGS)} files, moves a .parquet file")
+    for name in ("seed", "moves"):
+        if getattr(args, name) < 0:
+            raise ValueError(f"--{name} {getattr(args, name)}: must be 0 or more")
     task = task_of(args.name, args.preset, args.reasoning, args.perception)
-    if args.player and not task.reasoning.horizon and task.new_game().endless:
-        raise ValueError(f"{args.name} with horizon=0 never ends: give a horizon")
-    run = watch(task, args.player, args.seed) if args.player else by_hand(task, args.seed)
-    if args.save:
-        save_clip(task, run, args.save, args.player or "you")
-        print(f"wrote {args.save}")
+    if args.player and not args.moves and not task.reasoning.horizon and task.new_game().endless:
+        raise ValueError(f"{args.name} with horizon=0 never ends: give --moves or a horizon")
+    who = args.player or "you"
+    watched = _Watched(task, PLAYERS[args.player]) if args.player else _ByHand(task)
+    run = play(task, who, watched, args.seed, args.moves)
+    watched.end()
+    for file in args.save:
+        if file.endswith(".parquet"):
+            add_run(Path(file), args.name, who, run)
+        elif run.moves:
+            save_clip(run, file, who)
+        print(f"wrote {file}")
     return 0
 
 
-def watch(task: Task, player: str, seed: int) -> Run:
-    """Prints an episode of a player, move by move."""
-    run = play(task, player, seed)
-    for made, (game, action) in enumerate(replay(task, run), 1):
-        print(board_text(task, game))
-        print(f"{made}: {game.actions.write(action)}\n" if action is not None else result(game))
-    return run
+def add_run(path: Path, game: str, player: str, run: Run) -> None:
+    """Adds a run to a file of moves, in the place of one with the same seed."""
+    from g1_ray.moves import read_runs, write_moves
+
+    others = [other for other in read_runs(path) if other.seed != run.seed] if path.exists() else []
+    write_moves(path, game, player, [*others, run])
 
 
-@dataclass
-class _Hand:
-    actions: list[int] = field(default_factory=list)
-    legal: int = 0
+class _AtTheTable:
+    """A player whose boards are printed."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.game, self.made = task, task.new_game(), 0
+
+    def show(self, game: Game) -> None:
+        """Prints the board before a move."""
+        if game.moves == 0 and self.made:
+            print("that board is over: a fresh one\n")
+        self.game = game
+        print(board_text(self.task, game))
+
+    def end(self) -> None:
+        """Prints how the last board stands."""
+        if self.made:
+            print(board_text(self.task, self.game))
+            print(result(self.game))
 
 
-def by_hand(task: Task, seed: int) -> Run:
-    """Asks for moves until the episode is over, the input ends or it is 'quit'."""
-    game, codec, hand = task.new_game(), Codec(task), _Hand()
-    game.reset(seed)
-    print(codec.prompt().split("\n\n")[0])
-    print(f"\nA move is {game.actions.ask}; 'hint' asks the oracle, 'quit' ends.\n")
-    while not game.over:
-        print(board_text(task, game))
-        try:
-            words = input("move> ").strip()
-        except EOFError:
-            words = "quit"
-        if words == "quit":
-            break
-        if words == "hint":
-            print(f"the oracle plays {game.actions.write(game.oracle())}\n")
-            continue
-        reading = game.actions.read(words)
-        if isinstance(reading, Cause):
-            print(f"not a move ({reading}): expected {game.actions.ask}\n")
-            continue
-        outcome = game.step(reading)
-        hand.actions.append(reading)
-        hand.legal += outcome.legal
-        print(f"{f'+{outcome.gain:g}' if outcome.legal else 'illegal'}   score {game.score:g}, move {game.moves}\n")
-    print(board_text(task, game))
-    print(result(game))
-    kinds = int(game.perception().max())
-    return Run(seed, (seed,), (tuple(hand.actions),), game.score, hand.legal, int(game.won()), kinds)
+class _Watched(_AtTheTable):
+    """Another player, whose moves are printed."""
+
+    def __init__(self, task: Task, player: Player) -> None:
+        super().__init__(task)
+        self.player = player
+
+    def __call__(self, game: Game, rng: np.random.Generator) -> int:
+        self.show(game)
+        action = self.player(game, rng)
+        self.made += 1
+        print(f"{self.made}: {game.actions.write(action)}\n")
+        return action
+
+
+class _ByHand(_AtTheTable):
+    """Whoever sits at the terminal."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        print(Codec(task).prompt().split("\n\n")[0])
+        print(f"\nA move is {self.game.actions.ask}; 'hint' asks the oracle, 'quit' ends.\n")
+
+    def __call__(self, game: Game, rng: np.random.Generator) -> int:
+        """Asks for a move until there is one. Raises `Stopped` at the end of the input, or where it is 'quit'."""
+        while True:
+            self.show(game)
+            try:
+                words = input("move> ").strip()
+            except EOFError:
+                words = "quit"
+            if words == "quit":
+                raise Stopped
+            if words == "hint":
+                print(f"the oracle plays {game.actions.write(game.oracle())}\n")
+                continue
+            reading = game.actions.read(words)
+            if isinstance(reading, Cause):
+                print(f"not a move ({reading}): expected {game.actions.ask}\n")
+                continue
+            self.made += 1
+            outcome = game.fork().step(reading)
+            told = f"+{outcome.gain:g}" if outcome.legal else "illegal"
+            print(f"{told}   score {game.score + outcome.gain:g}, move {game.moves + 1}\n")
+            return reading
 
 
 def result(game: Game) -> str:

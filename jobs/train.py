@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import signal
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from g1_ray.config import RunConfig
@@ -83,30 +84,29 @@ def train(config: RunConfig, resume: bool = False, address: str = "", cluster_fi
     return 0
 
 
-def evaluate(config: RunConfig, folder: Path, checkpoint: str) -> list[dict[str, Any]]:
+def evaluate(config: RunConfig, folder: Path, checkpoint: str) -> list[dict[str, object]]:
     """The table at the end: every player on every game, in the terminal and in the run folder."""
-    import dataclasses
+    from g1_ray.clips import save_clip
+    from g1_ray.results import aligned, as_json, table, write_results
+    from g1_ray.tournament import Evaluation, EvaluationFolder, Protocol, entries_of, play_all
 
-    from g1_ray.clips import save_answers_clip
-    from g1_ray.config import model_path
-    from g1_ray.evaluation import table
-    from g1_ray.tournament import entries_of, play_all, results_of, write_results
-
-    models = {name: model_path(path) for name, path in config.eval.baselines.items()}
-    entries = entries_of(config, {**models, config.eval.label or config.name: checkpoint})
-    print(f"evaluating {len(entries)} players, {config.eval.runs} runs of {config.eval.moves} moves each", flush=True)
-    runs = play_all(config, entries)
-    results = results_of(entries, runs)
-    write_results(folder / "eval", results, runs)
-    for entry, played in zip(entries, runs, strict=True):
-        if entry.model_path == checkpoint:
-            name = f"{entry.game.name}-{entry.player.replace(', ', '-').replace('=', '')}.webp"
-            save_answers_clip(played[0], folder / "eval" / name, entry.player)
+    label = config.eval.label or config.name
+    entries = entries_of(config, {**config.eval.baselines, label: checkpoint})
+    protocol = Protocol(config.eval.runs, config.eval.moves, config.eval.seed)
+    print(f"evaluating {len(entries)} players, {protocol.runs} runs of {protocol.moves} moves each", flush=True)
+    shutil.rmtree(folder / "eval", ignore_errors=True)  # of an earlier checkpoint
+    evaluation = Evaluation(entries, protocol, EvaluationFolder(folder / "eval", entries, protocol))
+    play_all(evaluation, lambda entry: None, config.eval.timeout_s)
+    evaluation.folder.close()
+    results = evaluation.results()
     rows = table(results)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    return [dataclasses.asdict(result) for result in results]
+    write_results(folder / "eval", results, rows)
+    for entry in entries:
+        if entry.player.what == checkpoint:
+            name = "-".join(entry.key).replace(", ", "-").replace("=", "")
+            save_clip(evaluation.runs[entry.key][0], folder / "eval" / f"{name}.webp", entry.player.name, 1200, 30)
+    print(aligned(rows))
+    return as_json(results)
 
 
 def _stop_on_signals() -> threading.Event:

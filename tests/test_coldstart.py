@@ -264,7 +264,7 @@ def test_endpoint_teacher(
 ) -> None:
     pytest.importorskip("openai")
     monkeypatch.setenv("SOME_KEY", "s3cret")
-    teacher = f'teacher = {{kind="endpoint", url="{endpoint}", model="m", key_env="SOME_KEY", parallel=1}}'
+    teacher = f'teacher = {{kind="endpoint", url="{endpoint}", model="m", key_env="SOME_KEY", concurrency=1}}'
     assert main([str(write_config(tmp_path, tiny, teacher)), "--data-only"]) == 0
     assert "20 examples; unusable answers: {'no answer': 9}" in capsys.readouterr().out
     assert Answering.keys == {"Bearer s3cret"}

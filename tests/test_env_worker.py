@@ -6,8 +6,7 @@ from envs.players import PLAYERS
 from g1_ray.chat import Chat
 from g1_ray.config import MODELS, RunConfig
 from g1_ray.env_worker import EnvWorker
-from g1_ray.evaluation import play_classic, play_model, result_of, unlimited
-from g1_ray.types import Completion, Sampling, Ticket
+from g1_ray.types import Completion, Ticket
 
 MODEL = str(MODELS / "tiny-base")
 
@@ -116,29 +115,3 @@ def test_turns_follow_each_other_within_their_window(chat):
     (group,) = worker.finish([play])
     assert [len(rollout.turns) for rollout in group.rollouts] == [3, 3]
     assert group.rollouts[0].total == sum(turn.reward for turn in group.rollouts[0].turns)
-
-
-def test_a_model_that_answers_as_the_oracle_scores_as_the_oracle(chat):
-    """Model and player see the same boards: equal moves give equal runs, and what is counted is counted alike."""
-    game = config().games[1]
-
-    def ask(requests, sampling):
-        return [(completion(chat, good_answer(request.prompt.states[0], "oracle")),) for request in requests]
-
-    seeds = [1, 2, 3]
-    model = play_model(game, "oracle", chat, ask, seeds, 12, Sampling())
-    oracle = play_classic(game, "oracle", PLAYERS["oracle"], seeds, 12)
-    assert [run.score for run in model] == [run.score for run in oracle]
-    assert [[m.state for m in run.moves] for run in model] == [[m.state for m in run.moves] for run in oracle]
-    result = result_of("shisen", "oracle", model)
-    assert result.p_acc == 1 and result.r_acc == result.scoring.mean / 100 == 1 and result.unreadable == 0
-    assert unlimited(game).reasoning.horizon == 0
-
-
-def test_unreadable_answers_lose_a_move_and_are_counted(chat):
-    game = config().games[0]
-    runs = play_model(game, "mute", chat, lambda requests, s: [(completion(chat, "hm"),) for _ in requests], [1], 5,
-                      Sampling())  # fmt: skip
-    assert [m.cause for m in runs[0].moves] == ["no answer"] * 5
-    assert len({m.state.data for m in runs[0].moves}) == 5 and runs[0].score == 0  # the counter of moves goes on
-    assert result_of("2048", "mute", runs).unreadable == 1

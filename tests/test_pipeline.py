@@ -36,7 +36,7 @@ def config(out: Path, name: str, steps: int, kind: str, staleness: int, **more) 
         learner={"gpus": 0, "cpus": 0.5, "tokens_per_pack": 2048},
         engine={"kind": kind, "gpus": 0, "cpus": 0.5, "kv_cache_gb": 0.2, "max_model_len": 512},
         asynchrony={"max_staleness": staleness, "lanes": 4, "groups_per_tick": 2, "env_cpus": 0.5},
-        eval={"runs": 2, "moves": 3, "engine": "transformers"},
+        eval={"runs": 2, "moves": 3, "engine": "transformers", "every": 2, "lab_every": 2, "lab_states": 4},
         **more,
     )
 
@@ -63,6 +63,8 @@ def test_an_asynchronous_run_with_vllm_adds_up_overlaps_and_resumes(ray_cluster,
     metrics = lines(folder, "metrics.jsonl")
     assert [line["step"] for line in metrics] == [1, 2, 3, 4]
     assert all(line["canary_nats"] <= 1e-5 for line in metrics)
+    for line in metrics[1::2]:  # every second step: what the policy is worth, and where it fails
+        assert {"2048/eval_score", "shisen/lab_p_acc", "shisen/lab_reward_rate_true_perception"} <= line.keys()
     trained = [fate for fate in lines(folder, "ledger.jsonl") if fate.get("fate") == "trained"]
     assert max(fate["staleness"] for fate in trained) == 1  # rollouts ran ahead, and no further than allowed
     check_overlap(lines(folder, "trace.jsonl"))

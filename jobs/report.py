@@ -1,0 +1,31 @@
+"""Write a page that shows a training run or an evaluation: curves, tables, and its rollouts board by board."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`g1-ray report FOLDER`."""
+    parser = argparse.ArgumentParser(prog="g1-ray report", description=__doc__)
+    parser.add_argument("folder", help="a training run (runs/NAME) or the folder of an evaluation")
+    parser.add_argument("--out", default="", metavar="FILE", help="the page (default: FOLDER/report.html)")
+    parser.add_argument("--rollouts", type=int, default=10_000, metavar="N", help="most rollouts on the page, drawn "
+                        "evenly (default 10000)")  # fmt: skip
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one a core)")
+    args = parser.parse_args(argv)
+    for name, least in (("rollouts", 1), ("workers", 0)):
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name} {getattr(args, name)}: must be {least} or more")
+
+    from g1_ray.report import write_report
+
+    path = write_report(args.folder, args.out, args.rollouts, args.workers)
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
+if __name__ == "__main__":
+    from jobs.__main__ import run
+
+    raise SystemExit(run("report", main))

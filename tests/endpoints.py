@@ -1,0 +1,101 @@
+"""Servers of the OpenAI protocol for tests: one that says what it is told to, and one that stands before another."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+Answer = tuple[int, dict[str, str], dict[str, Any]]
+"""Status, headers, body."""
+
+
+@contextmanager
+def serving(respond: Callable[[dict[str, Any], Any], Answer | None]) -> Iterator[str]:
+    """A server whose `respond` gets each request's body and headers; None: it hangs up without an answer."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            made = respond(asked, self.headers)
+            if made is None:
+                return
+            status, headers, body = made
+            data = json.dumps(body).encode()
+            self.send_response(status)
+            for name, value in {
+                "Content-Type": "application/json",
+                "Content-Length": str(len(data)),
+                **headers,
+            }.items():
+                self.send_header(name, value)
+            self.end_headers()
+            try:
+                self.wfile.write(data)
+            except BrokenPipeError:  # whoever asked has not waited
+                pass
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def reply(text: str | None, finish_reason: str = "stop") -> Answer:
+    choice = {"message": {"role": "assistant", "content": text}, "index": 0, "finish_reason": finish_reason}
+    usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    return (
+        200,
+        {},
+        {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage},
+    )
+
+
+class Flaky:
+    """Passes requests on to another server, and now and then does what servers do on bad days.
+
+    `faults` are the requests, counted from 0, that something happens to: '429', '500', 'stall', 'cut', 'empty',
+    'no choices', 'hang up'. `delivered` are the bodies of those that were answered in the end.
+    """
+
+    def __init__(self, target: str, faults: dict[int, str], stall_s: float) -> None:
+        self.target, self.faults, self.stall_s = target, faults, stall_s
+        self.count, self.delivered, self.lock = 0, list[str](), threading.Lock()
+
+    def __call__(self, asked: dict[str, Any], headers: Any) -> Answer | None:
+        with self.lock:
+            fault, self.count = self.faults.get(self.count, ""), self.count + 1
+        if fault in ("429", "500"):
+            return int(fault), {"Retry-After": "0.1"}, {"error": {"message": "not now", "code": int(fault)}}
+        if fault == "hang up":
+            return None
+        if fault == "stall":
+            time.sleep(self.stall_s)
+        if fault == "no choices":
+            status, extra, body = reply("")
+            return status, extra, {**body, "choices": []}
+        body = json.dumps({**asked, "max_tokens": 2} if fault == "cut" else asked)
+        request = urllib.request.Request(
+            f"{self.target}/chat/completions", body.encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=120) as response:
+            made = json.load(response)
+        if fault == "empty":
+            made["choices"][0]["message"]["content"] = ""
+        if fault != "stall":
+            with self.lock:
+                self.delivered.append(json.dumps(asked, sort_keys=True))
+        return 200, {}, made
