@@ -1,6 +1,5 @@
 """The command line, as a user meets it."""
 
-import json
 import subprocess
 import sys
 import time
@@ -109,6 +108,8 @@ def test_a_game_in_another_module_is_found_by_module_and_name(tmp_path, monkeypa
     code = text.split("```python\n")[1].split("```")[0]
     (tmp_path / "maze.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(sys.modules, "maze", None)  # to be put back: other tests expect that there is none
+    del sys.modules["maze"]
     assert main(["play", "maze:maze", "--player", "oracle", "--seed", "1"]) == 0
     assert "won" in capsys.readouterr().out
     from envs import VLMGymEnv
@@ -118,4 +119,3 @@ def test_a_game_in_another_module_is_found_by_module_and_name(tmp_path, monkeypa
     data = env.game.snapshot()
     env.game.restore(data)
     assert env.game.snapshot() == data
-    monkeypatch.delitem(sys.modules, "maze")
