@@ -81,6 +81,7 @@ class Game(ABC):
         self.over = True
         self.looks: Looks = np.zeros((0, 0), np.uint16)
         self._legal: tuple[int, ...] = ()
+        self._restored: tuple[bytes, tuple[int, ...]] = (b"", ())  # what was restored last, and what is legal there
 
     @classmethod
     def fit(cls, options: Mapping[str, Any], kinds: int) -> dict[str, Any]:
@@ -180,7 +181,9 @@ class Game(ABC):
         self.moves, self.score = moves, score
         unpack_rng(self.rng, data[_HEAD.size : looks_at])
         self.looks = np.frombuffer(data[looks_at:board_at], np.uint16).reshape(self.rows, self.cols)
-        self._legal = self._find_legal()
+        if data != self._restored[0]:  # forks are restored to one state again and again
+            self._restored = bytes(data), self._find_legal()
+        self._legal = self._restored[1]
         self.over = bool(over) or not self._legal
 
     def fork(self) -> Self:

@@ -154,10 +154,15 @@ class Task:
 
     def to_json(self) -> str:
         """The task with every option, one line: what `from_json` reads, and the same for equal tasks."""
+        return self._json
+
+    @functools.cached_property
+    def _json(self) -> str:
         axes = {"reasoning": self.reasoning.as_dict(), "perception": self.perception.as_dict()}
         return json.dumps({"game": self.name, **axes}, separators=(",", ":"))
 
     @classmethod
+    @functools.lru_cache(maxsize=256)  # thousands of states are of one task
     def from_json(cls, text: str) -> Self:
         """The task that `to_json` wrote. Unlike `make`, it imports nothing: data does not say which code to run."""
         values = json.loads(text)

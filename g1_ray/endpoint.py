@@ -7,6 +7,7 @@ import io
 import os
 import time
 from collections import Counter
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -38,6 +39,9 @@ class EndpointConfig(Section):
     key_env: str = Field("", description="environment variable that holds the key, if one is needed")
     temperature: float = Field(1.0, ge=0)
     max_tokens: int = Field(4096, ge=1, description="longest answer of the endpoint")
+    limit: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="what the endpoint calls that; OpenAI's newest models want the second"
+    )
     concurrency: int = Field(16, ge=1, description="requests to the endpoint at a time")
     timeout_s: float = Field(300.0, gt=0, description="longest wait for one reply")
     tries: int = Field(8, ge=1, description="times that a question is put, where the endpoint is busy or fails")
@@ -91,8 +95,8 @@ class Endpoint:
             model=self.config.model,
             messages=[{"role": "user", "content": content}],  # type: ignore[list-item, misc]
             temperature=self.config.temperature,
-            max_tokens=self.config.max_tokens,
             seed=seed % (1 << 31),
+            extra_body={self.config.limit: self.config.max_tokens},
         )
         if not made.choices:
             raise _NoChoices

@@ -50,9 +50,8 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(Move) if field.name n
 def rows_of(game: str, player: str, runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
     """A row for each move of the runs."""
     for run in runs:
-        board = 0
+        board, actions = 0, run.moves[0].state.task.new_game().actions  # a run has one task
         for number, move in enumerate(run.moves):
-            actions = move.state.task.new_game().actions
             yield {
                 "game": game,
                 "player": player,

@@ -118,7 +118,7 @@ def summary(config: Mapping[str, Any], report: Mapping[str, Any], steps: int | N
     told = [
         ("model", model.get("path") if isinstance(model, Mapping) else model),
         ("games", ", ".join(game["name"] for game in _games(config)) or None),
-        ("players", ", ".join(config.get("players") or ()) or None),
+        ("players", ", ".join(player["name"] for player in config.get("players") or ()) or None),
         ("runs of each", protocol.get("runs")),
         ("moves a run", protocol.get("moves") or ("whole episodes" if protocol else None)),
         ("steps", steps),
@@ -252,14 +252,14 @@ def _matrices(boards: Mapping[tuple[str, str], Boards]) -> list[dict[str, Any]]:
 def _lab_matrices(lab: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {
-            "title": f"{game}, {its.get('player', '')} in the lab",
+            "title": f"{its.get('game', name)}, {its.get('player', '')} in the lab",
             "boards": its.get("states"),
             "exact": (its.get("interventions") or {}).get("as is", {}).get("p_acc"),
             "names": its["names"],
             "counts": its["confusion"],
             "cells": its.get("cells"),
         }
-        for game, its in lab.items()
+        for name, its in lab.items()
         if its.get("names") and its.get("confusion")
     ]
 

@@ -103,7 +103,8 @@ def table(results: Sequence[Result], reference: str = "", published: bool = Fals
         if published and (i + 1 == len(rows) or results[i + 1].game != game):
             lines = [{"game": game, "player": f"{name} (published)", "score": told} for name, told in _published(game)]
             done.extend(lines)
-    columns = [column for column in rows[0] if any(row.get(column) for row in done)] if rows else []
+    known = dict.fromkeys(column for row in done for column in row)  # in the order of their first row
+    columns = [column for column in known if any(row.get(column) for row in done)]
     return [tuple(columns), *(tuple(row.get(column, "") for column in columns) for row in done)]
 
 
@@ -128,8 +129,7 @@ def _row(result: Result, reference: str) -> dict[str, str]:
         row[f"score less {reference}'s"] = str(result.difference or "") if result.player != reference else ""
     row |= {"P_acc": number(result.p_acc), "cells right": number(result.cell_acc), "R_acc": number(result.r_acc)}
     if result.tokens or result.causes:
-        causes = ", ".join(f"{cause} {value:.{DIGITS}f}" for cause, value in result.causes.items())
-        row["unreadable"] = number(result.unreadable) + (f" ({causes})" if causes else "")
+        row["unreadable"] = number(result.unreadable) + (f", most {next(iter(result.causes))}" if result.causes else "")
         row["tokens"] = number(result.tokens, 1)
         row["seconds a move"] = number(result.seconds, 2) if result.seconds else ""
         row["cost"] = number(result.cost, 4) if result.cost else ""

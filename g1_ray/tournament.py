@@ -109,6 +109,8 @@ class Evaluation:
     lab: int = 0
     """States that models are examined on."""
     labs: list[Lab] = dataclasses.field(default_factory=list)
+    num_answers: int = 0
+    """That came in this time."""
 
     def __post_init__(self) -> None:
         keys = [entry.key for entry in self.entries]
@@ -153,6 +155,7 @@ class Evaluation:
         match news:
             case Answered():
                 self.folder.keep(news)
+                self.num_answers += 1
             case Failed():
                 self.failed[news.player] = news.why
             case Troubled():
@@ -200,8 +203,10 @@ def _asked_with(entry: Entry) -> str:
     return json.dumps([player.what, player.engine, player.dtype], sort_keys=True)
 
 
-def play_all(evaluation: Evaluation, tell: Callable[[Entry], None], timeout_s: float = 3600.0) -> None:
-    """Plays what is left, as Ray tasks on the cluster that this process is connected to; `tell` hears what is over.
+def play_all(evaluation: Evaluation, tell: Callable[[Entry | None], None], timeout_s: float = 3600.0) -> None:
+    """Plays what is left, as Ray tasks on the cluster that this process is connected to.
+
+    `tell` is called with all news, and hears which entry is over with them, if one is.
 
     Raises what a task raises, and `RuntimeError` where there are no news for `timeout_s`.
     """
@@ -230,10 +235,9 @@ def play_all(evaluation: Evaluation, tell: Callable[[Entry], None], timeout_s: f
             _hear_all(evaluation, news, tell)
 
 
-def _hear_all(evaluation: Evaluation, news: Iterable[News], tell: Callable[[Entry], None]) -> None:
+def _hear_all(evaluation: Evaluation, news: Iterable[News], tell: Callable[[Entry | None], None]) -> None:
     for item in news:
-        if (entry := evaluation.hear(item)) is not None:
-            tell(entry)
+        tell(evaluation.hear(item))
 
 
 def _needs(job: Job) -> dict[str, float]:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from g1_ray.match import Entry
     from g1_ray.tournament import Evaluation
 
+SECONDS_BETWEEN_LINES = 15.0
+"""Where there is no terminal."""
 EPILOG = """players: uniform, random-legal, greedy, oracle, teacher; human:FILE (g1-ray play --save FILE.parquet);
   a model's folder, name or run; an endpoint's URL. Each may have a name and options:
   cold=tiny-coldstart?temperature=0  runs/demo?engine.kind=vllm  gpt=https://host/v1?model=NAME&key_env=API_KEY
@@ -69,9 +71,9 @@ def main(argv: list[str] | None = None) -> int:
         evaluation = Evaluation(entries, folder.protocol, folder, lab=args.lab)
         if not all(map(evaluation.is_over, entries)) or args.lab:
             join(args.address)
-        show = Show(evaluation)
         try:
-            play_all(evaluation, show)
+            with Show(evaluation) as show:
+                play_all(evaluation, show)
         finally:
             folder.close()
         finish(evaluation, args, out)
@@ -90,18 +92,43 @@ def check(args: argparse.Namespace) -> None:
 
 
 class Show:
-    """Says who is done, as they are."""
+    """Says how it is going: a bar on a terminal, else a line for whoever is done, and now and then one between."""
 
     def __init__(self, evaluation: Evaluation) -> None:
-        self.evaluation, self.begun = evaluation, time.monotonic()
-        self.kept = sum(map(evaluation.is_over, evaluation.entries))
-        if self.kept:
-            print(f"{self.kept} of {len(evaluation.entries)} lines of the table are there", flush=True)
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    def __call__(self, entry: Entry) -> None:
-        done = sum(map(self.evaluation.is_over, self.evaluation.entries))
-        seconds = time.monotonic() - self.begun
-        print(f"{done}/{len(self.evaluation.entries)}  {seconds:4.0f} s  {' '.join(entry.key)}", flush=True)
+        self.evaluation, self.begun = evaluation, time.monotonic()
+        self.told = self.begun
+        kept = sum(map(evaluation.is_over, evaluation.entries))
+        if kept:
+            print(f"{kept} of {len(evaluation.entries)} lines of the table are there", flush=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("runs"))
+        self.bar = Progress(*columns, TimeElapsedColumn(), transient=True)
+        runs = len(evaluation.entries) * evaluation.protocol.runs
+        self.task = self.bar.add_task("playing", total=runs)
+        self.live = self.bar.console.is_terminal
+
+    def __enter__(self) -> Show:
+        if self.live:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def __call__(self, entry: Entry | None) -> None:
+        """Hears of every piece of news, and of the entry that is over with it, if one is."""
+        evaluation, now = self.evaluation, time.monotonic()
+        runs = sum(len(evaluation.runs.get(entry.key, ())) for entry in evaluation.entries)
+        answers = f"{evaluation.num_answers:,} answers" if evaluation.num_answers else "playing"
+        if self.live:
+            self.bar.update(self.task, completed=runs, description=answers)
+            return
+        if entry is not None or now - self.told > SECONDS_BETWEEN_LINES:
+            self.told = now
+            done = sum(map(evaluation.is_over, evaluation.entries))
+            what = " ".join(entry.key) if entry else f"{runs} runs, {answers}"
+            print(f"{done}/{len(evaluation.entries)}  {now - self.begun:4.0f} s  {what}", flush=True)
 
 
 def finish(evaluation: Evaluation, args: argparse.Namespace, out: Path) -> None:

@@ -135,6 +135,42 @@ def test_players_and_games_are_named():
             parse_game(text)
 
 
+def test_an_adapter_is_merged_into_its_model(tmp_path):
+    """An adapter that adds nothing plays as its model does; one that adds something has other weights."""
+    peft = pytest.importorskip("peft")
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from g1_ray.config import MODELS
+    from g1_ray.evaluation import Run
+    from g1_ray.match import Entry, Job, Played, work
+    from g1_ray.model import merge_adapter
+
+    base = str(MODELS / "tiny-coldstart")
+    model = AutoModelForImageTextToText.from_pretrained(base)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    adapted.save_pretrained(tmp_path / "idle")
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_()
+    adapted.save_pretrained(tmp_path / "busy")
+
+    def moves(what: str) -> list[Run]:
+        entry = Entry(parse_game(SMALL[0]), parse_player(f"x={what}?temperature=0&max_tokens=160"))
+        return [news.run for batch in work(Job((entry,), (0,), 6)) for news in batch if isinstance(news, Played)]
+
+    assert [move.text for move in moves(str(tmp_path / "idle"))[0].moves] == [
+        move.text for move in moves(base)[0].moves
+    ]
+    merged = AutoModelForImageTextToText.from_pretrained(
+        merge_adapter(str(tmp_path / "busy"), str(tmp_path / "merged"))
+    )
+    plain = dict(AutoModelForImageTextToText.from_pretrained(base).named_parameters())
+    changed = {name for name, value in merged.named_parameters() if not torch.allclose(value, plain[name], atol=1e-6)}
+    assert changed and all(".q_proj." in name or ".v_proj." in name for name in changed)
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

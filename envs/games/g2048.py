@@ -85,7 +85,8 @@ class Game2048(Game):
         self.num_kinds = self.options.num_kinds
         self.actions = Choices("up", "right", "down", "left")
         self._flat = bytes(self.rows * self.cols)
-        self._after: dict[int, tuple[bytes, int, int]] = {}
+        self._after: dict[int, tuple[bytes, int, int]] = {}  # of the board `_looked_at`: what each legal move makes
+        self._looked_at = b""
 
     @classmethod
     def fit(cls, options: Mapping[str, Any], kinds: int) -> dict[str, Any]:
@@ -140,9 +141,12 @@ class Game2048(Game):
             (LEFT, b"".join(lefts), horizontal),
         )
         self._after = {action: (after, *scored) for action, after, scored in moves if after != flat}
+        self._looked_at = flat
         return tuple(self._after)
 
     def _apply(self, action: int) -> tuple[float, int]:
+        if self._looked_at != self._flat:  # restored to a state whose legal actions were known
+            self._find_legal()
         self._flat, gain, merges = self._after[action]
         self._spawn()
         return float(gain), merges

@@ -81,7 +81,7 @@ if (DATA.matrices.length) {
 }
 
 // Interventions down, what is measured across; a bar under each number.
-function labTable([game, { player, states, interventions }]) {
+function labTable([name, { game = name, player, states, interventions }]) {
   const rows = Object.entries(interventions);
   const columns = [...new Set(rows.flatMap(([, row]) => Object.keys(row).filter((name) => filled(row[name]))))];
   const tops = columns.map((name) => Math.max(1, ...rows.map(([, row]) => row[name] ?? 0)));
