@@ -159,9 +159,10 @@ async def experiment(
     findings, texts = {}, list[str]()
     for name in interventions:
         cases = [case_of(state, name, i) for i, state in enumerate(states)]
-        told = await _ask(cases, chat, generate, sampling, seed_of(game, name))
+        told, longest = await _ask(cases, chat, generate, sampling, seed_of(game, name))
         findings[name] = _finding(codec, cases, told, described=name != NO_PERCEPTION)
-        texts = told if name == AS_IS else texts
+        if name == AS_IS:  # a model that is led astray may find no end
+            texts, sampling = told, dataclasses.replace(sampling, max_tokens=min(sampling.max_tokens, 2 * longest + 64))
     return Lab(
         game=game,
         player=player,
@@ -173,15 +174,18 @@ async def experiment(
     )
 
 
-async def _ask(cases: Sequence[Case], chat: Chat, generate: Generate, sampling: Sampling, seed: int) -> list[str]:
-    """The whole answers, what they were begun with included."""
+async def _ask(
+    cases: Sequence[Case], chat: Chat, generate: Generate, sampling: Sampling, seed: int
+) -> tuple[list[str], int]:
+    """The whole answers, what they were begun with included, and the tokens of the longest."""
     requests = []
     for number, case in enumerate(cases):
         prompt = chat.prompt([(case.state, None)])
         ids = np.concatenate([prompt.token_ids, chat.ids(case.begun)]) if case.begun else prompt.token_ids
         requests.append(Request(Prompt(ids, prompt.states), 1, seed_of("lab answer", seed, number)))
     answers = await generate(requests, sampling)
-    return [case.begun + chat.decode(answer.token_ids) for case, (answer,) in zip(cases, answers, strict=True)]
+    texts = [case.begun + chat.decode(answer.token_ids) for case, (answer,) in zip(cases, answers, strict=True)]
+    return texts, max(len(answer.token_ids) for (answer,) in answers)
 
 
 def _finding(codec: Codec, cases: Sequence[Case], texts: Sequence[str], described: bool) -> Finding:
