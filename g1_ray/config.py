@@ -207,6 +207,8 @@ class EvalConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> EvalConfig:
+        if self.every and not self.runs:
+            raise ValueError(f"every = {self.every} and runs = 0: give runs, or every = 0")
         for path in self.baselines.values():
             model_path(path, "eval.baselines")
         return self

