@@ -15,16 +15,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
 
 import numpy as np
 
-from envs import Codec, Game
+from envs import Codec, Game, State
 from envs.rewards import reward_named
 from g1_ray.config import GameConfig, model_path
 from g1_ray.endpoint import Endpoint, EndpointError
-from g1_ray.evaluation import Ask, Question, Reply, Run, Stopped, model, play, play_asked
+from g1_ray.evaluation import Ask, Choose, Question, Reply, Run, Stopped, model, play, play_asked
 from g1_ray.lab import Lab, experiment, lab_states
 from g1_ray.players import PlayerConfig, chooser, is_adapter
 
@@ -130,10 +130,8 @@ def _play(entry: Entry, seed: int, moves: int) -> Run:
     return play(task, player.name, chooser(player, task), seed, moves, reward)
 
 
-def _recorded(player: PlayerConfig, seed: int) -> Callable[[Game, Any], int]:
+def _recorded(player: PlayerConfig, seed: int) -> Choose:
     """Plays a recorded run again. Raises `ValueError` where there is none, or the boards are other ones."""
-    from pathlib import Path
-
     from g1_ray.moves import read_runs
 
     runs = {run.seed: run for run in read_runs(Path(player.what))}
@@ -256,12 +254,11 @@ async def _model(job: Job) -> AsyncIterator[tuple[Asks, Examine]]:
             await engine.stop()
 
 
-def _first(entry: Entry) -> Any:
-    from envs import State
-
-    game = entry.game.task().new_game()
+def _first(entry: Entry) -> State:
+    task = entry.game.task()
+    game = task.new_game()
     game.reset(0)
-    return State.of(entry.game.task(), game)
+    return State.of(task, game)
 
 
 def _loadable(player: PlayerConfig, folder: str) -> str:

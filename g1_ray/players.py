@@ -16,11 +16,12 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from envs import PLAYERS, Game, Perception, Task, game_spec
+from envs import PLAYERS, Perception, Task, game_spec
 from envs.options import nearest
 from g1_ray.config import EngineConfig, GameConfig, model_path
 from g1_ray.config_text import explain
 from g1_ray.endpoint import EndpointConfig
+from g1_ray.evaluation import Choose
 
 CLASSIC = (*PLAYERS, "teacher")
 """Players that look at the game itself; the teacher is the erring oracle of the cold start."""
@@ -146,7 +147,7 @@ def is_adapter(path: str) -> bool:
     return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
 
 
-def chooser(player: PlayerConfig, task: Task) -> Callable[[Game, Any], int]:
+def chooser(player: PlayerConfig, task: Task) -> Choose:
     """What a classic player does."""
     if player.what != "teacher":
         return PLAYERS[player.what]
