@@ -165,7 +165,7 @@ def test_shipped_models_made_anew_are_as_good(tmp_path: Path) -> None:
     assert command[:2] == ["g1-ray", "tiny"]
     assert main(command[2:]) == 0
     names = [game["name"] for game in told["games"]]
-    for game in lessons(names):
+    for game in lessons(names, 1):
         states = held_out(game, 300)
         for model in SHIPPED_MODELS:
             for temperature in (1.0, 0.0):
