@@ -16,6 +16,9 @@ def join(address: str = "") -> None:
     if Path("~/.ray/auth_token").expanduser().exists():  # Ray writes it, and looks at it only where it is told to
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
+    # What fails is found where it is waited for; what nobody waits for is ticks in flight when their actors are ended.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+
     import ray
 
     if not ray.is_initialized():

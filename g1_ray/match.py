@@ -193,8 +193,9 @@ async def _play_asked(job: Job, tell: Callable[[News], None]) -> None:
             tell(Played(entry.key, run))
 
         await asyncio.gather(*(one(entry, seed) for entry in job.entries for seed in job.seeds))
-        for entry in job.entries if job.lab else ():
-            tell(Examined(await examine(entry, job.lab)))
+        if job.lab and examine:
+            for entry in job.entries:
+                tell(Examined(await examine(entry, job.lab)))
 
 
 Asks = Callable[[PlayerConfig, Question], Awaitable[Reply]]
@@ -202,7 +203,7 @@ Examine = Callable[[Entry, int], Awaitable[Lab]]
 
 
 @asynccontextmanager
-async def _endpoint(player: PlayerConfig, tell: Callable[[News], None]) -> AsyncIterator[tuple[Asks, Examine]]:
+async def _endpoint(player: PlayerConfig, tell: Callable[[News], None]) -> AsyncIterator[tuple[Asks, Examine | None]]:
     endpoint, loop = Endpoint(player), asyncio.get_running_loop()
     with ThreadPoolExecutor(player.concurrency) as pool:
 
@@ -210,16 +211,13 @@ async def _endpoint(player: PlayerConfig, tell: Callable[[News], None]) -> Async
             prompt = Codec(question.state.task).prompt()
             return await loop.run_in_executor(pool, endpoint.ask, question.state, prompt, question.sampling_seed)
 
-        async def examine(entry: Entry, num: int) -> Lab:
-            raise ValueError(f"{entry.player.name}: the lab begins a model's answer for it, which endpoints can't")
-
-        yield ask, examine
+        yield ask, None  # the lab begins a model's answer for it, which endpoints can't
     if endpoint.troubles:
         tell(Troubled(player.name, dict(endpoint.troubles)))
 
 
 @asynccontextmanager
-async def _model(job: Job) -> AsyncIterator[tuple[Asks, Examine]]:
+async def _model(job: Job) -> AsyncIterator[tuple[Asks, Examine | None]]:
     from transformers import AutoConfig
 
     from g1_ray.actors import engine_of

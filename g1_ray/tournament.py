@@ -231,7 +231,7 @@ def play_all(evaluation: Evaluation, tell: Callable[[Entry | None], None], timeo
             raise RuntimeError(f"no news of {len(streams)} tasks for {timeout_s:g} s")
         for stream in ready:
             try:
-                news = ray.get(next(stream))
+                news = ray.get(next(stream), timeout=timeout_s)
             except StopIteration:
                 streams.remove(stream)
                 continue
