@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,16 +91,16 @@ def result_of(
     )
 
 
-def table(results: Sequence[Result], reference: str = "", published: bool = False) -> list[tuple[str, ...]]:
+def table(results: Sequence[Result], reference: str = "", published: Collection[str] = ()) -> list[tuple[str, ...]]:
     """Results as rows of text, the header first; columns without anything in them are left out.
 
-    With `published`, what the paper gives for a game stands below its results, and is marked.
+    What the paper gives for the games `published` stands below their results, and is marked.
     """
     rows, done = [_row(result, reference) for result in results], []
     for i, row in enumerate(rows):
         done.append(row)
         game = results[i].game
-        if published and (i + 1 == len(rows) or results[i + 1].game != game):
+        if game in published and (i + 1 == len(rows) or results[i + 1].game != game):
             lines = [{"game": game, "player": f"{name} (published)", "score": told} for name, told in _published(game)]
             done.extend(lines)
     known = dict.fromkeys(column for row in done for column in row)  # in the order of their first row

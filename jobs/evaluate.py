@@ -9,7 +9,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from envs import Task
+
 if TYPE_CHECKING:
+    from g1_ray.config import GameConfig
     from g1_ray.match import Entry
     from g1_ray.tournament import Evaluation
 
@@ -130,6 +133,11 @@ class Show:
             print(f"{done}/{len(evaluation.entries)}  {now - self.begun:4.0f} s  {what}", flush=True)
 
 
+def is_the_papers(game: GameConfig) -> bool:
+    """Whether what the paper publishes of a game of that name is of boards like these."""
+    return game.name == game.game and game.task().reasoning == Task.make(game.game).reasoning
+
+
 def finish(evaluation: Evaluation, args: argparse.Namespace, out: Path) -> None:
     """Prints the table and what went wrong, and writes what is to be kept."""
     from g1_ray.clips import save_clip
@@ -139,7 +147,8 @@ def finish(evaluation: Evaluation, args: argparse.Namespace, out: Path) -> None:
     from g1_ray.results import aligned, table, write_results
 
     results = evaluation.results(args.against)
-    rows = table(results, args.against, published=args.moves == 100)
+    games = {entry.game.name: entry.game for entry in evaluation.entries if args.moves == 100}
+    rows = table(results, args.against, published=[name for name, game in games.items() if is_the_papers(game)])
     if results:
         print(aligned(rows))
         write_results(out, results, rows)

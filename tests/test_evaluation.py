@@ -9,7 +9,9 @@ import pytest
 from envs import PLAYERS, Codec, Task, game_names, reward_table
 from g1_ray.evaluation import CUT_OFF, Move, Question, Reply, Run, Stopped, play, play_asked
 from g1_ray.moves import SCHEMA, file_name, read_runs, rows_of, write_moves
+from g1_ray.players import parse_game
 from g1_ray.results import result_of, table
+from jobs.evaluate import is_the_papers
 
 SHISEN = Task.make("shisen", reasoning={"rows": 4, "cols": 4}, perception={"tile_px": 28})
 
@@ -98,9 +100,15 @@ def test_differences_are_taken_seed_by_seed():
 
 def test_published_results_stand_below_their_game_and_are_marked():
     run = play(Task.make("2048"), "uniform", PLAYERS["uniform"], 0, 10)
-    rows = table([result_of("2048", "uniform", [run])], published=True)
+    rows = table([result_of("2048", "uniform", [run])], published=["2048"])
     assert [row[1] for row in rows[1:]][0] == "uniform" and all("(published)" in row[1] for row in rows[2:])
     assert dict(zip(rows[0], rows[-1], strict=True))["score"] == "1070"
+    assert len(table([result_of("2048", "uniform", [run])], published=["swap"])) == 2
+
+
+def test_published_results_are_shown_beside_boards_like_the_papers_only():
+    shown = {text: is_the_papers(parse_game(text)) for text in ("2048", "swap", "2048=2048?size=3", "x=2048")}
+    assert shown == {"2048": True, "swap": True, "2048=2048?size=3": False, "x=2048": False}
 
 
 def test_moves_are_read_as_they_were_written(tmp_path):
