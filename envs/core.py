@@ -14,18 +14,15 @@ import math
 import operator
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, SupportsIndex
+from typing import Any, ClassVar, NamedTuple, Self, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.answers import ActionFormat
 from envs.options import Options, option
-
-if TYPE_CHECKING:
-    from envs.batch import Batch
 
 Board = NDArray[np.uint8]
 """[rows, cols] the kind in each cell, 0 where the cell is empty."""
@@ -62,8 +59,6 @@ class Game(ABC):
     """
 
     options_type: ClassVar[type[GameOptions]]
-    batch_type: ClassVar[Callable[[GameOptions, int], Batch] | None] = None
-    """A vectorised batch of this game, where there is one faster than a loop."""
     rows: int
     cols: int
     num_kinds: int

@@ -9,7 +9,7 @@ import numpy as np
 from envs.core import Game
 from envs.rewards import reward_table, score
 
-Player = Callable[[Game, np.random.Generator], int]
+Choose = Callable[[Game, np.random.Generator], int]
 """Chooses an action of a game whose episode is not over; draws, if it does, from the generator given."""
 
 
@@ -35,4 +35,4 @@ def oracle(game: Game, rng: np.random.Generator) -> int:
     return game.oracle()
 
 
-PLAYERS: dict[str, Player] = {"uniform": uniform, "random-legal": random_legal, "greedy": greedy, "oracle": oracle}
+PLAYERS: dict[str, Choose] = {"uniform": uniform, "random-legal": random_legal, "greedy": greedy, "oracle": oracle}

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.core import Game, Outcome
-from envs.options import nearest
+from envs.registry import Registry
 
 Reward = Callable[[Outcome], float]
 
@@ -39,14 +39,8 @@ def cleared(outcome: Outcome) -> float:
     return float(outcome.cleared)
 
 
-REWARDS: dict[str, Reward] = {reward.__name__: reward for reward in (ternary, paper, score, cleared)}
-
-
-def reward_named(name: str) -> Reward:
-    """The reward of that name. Raises `ValueError` on an unknown one."""
-    if name not in REWARDS:
-        raise ValueError(f"unknown reward {name!r}{nearest(name, REWARDS)}")
-    return REWARDS[name]
+REWARDS: Registry[Reward] = Registry("reward", ternary=ternary, paper=paper, score=score, cleared=cleared)
+reward_named = REWARDS.find
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,19 @@ import importlib
 import json
 import pkgutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import gymnasium
 
 import envs.games
+from envs.batch import GameBatch, LoopBatch
 from envs.core import Game, GameOptions
 from envs.drawing import Frame, Renderer, renderer_of
 from envs.options import nearest
 from envs.perception import Perception
+from envs.registry import Registry
 
 Axis = int | Mapping[str, Any] | None
 """A level, options by name, or None for the game's own setting."""
@@ -57,6 +59,8 @@ class GameSpec:
     """Reasoning options of the levels 0, 1, ..."""
     gym_name: str = ""
     """Its Gymnasium id is VLMGym/<gym_name>-v0."""
+    batch_type: Callable[[GameOptions, int], GameBatch] | None = None
+    """Makes a vectorised batch of the game, where there is one faster than a loop."""
 
     @property
     def gym_id(self) -> str:
@@ -64,14 +68,14 @@ class GameSpec:
         return f"VLMGym/{self.gym_name}-v0"
 
 
-_SPECS: dict[str, GameSpec] = {}
+GAMES: Registry[GameSpec] = Registry("game")
 
 
 def register_game(spec: GameSpec) -> None:
     """Makes a game known by its name: to `Task`, to Gymnasium and to the command line."""
-    if _SPECS.get(spec.name, spec) != spec:
+    if GAMES.get(spec.name, spec) != spec:
         raise ValueError(f"a game named {spec.name!r} is registered already")
-    _SPECS[spec.name] = spec
+    GAMES[spec.name] = spec
     if spec.gym_id not in gymnasium.registry:
         gymnasium.register(
             spec.gym_id,
@@ -83,17 +87,12 @@ def register_game(spec: GameSpec) -> None:
 
 def game_spec(name: str) -> GameSpec:
     """The game of that name. `module:name` imports the module that registers it, for games that live elsewhere."""
-    module, _, name = name.rpartition(":")
-    if module and name not in _SPECS:
-        importlib.import_module(module)
-    if name not in _SPECS:
-        raise ValueError(f"unknown game {name!r}{nearest(name, _SPECS)}")
-    return _SPECS[name]
+    return GAMES.find(name)
 
 
 def game_names() -> list[str]:
     """The registered games, in the order of registration."""
-    return list(_SPECS)
+    return list(GAMES)
 
 
 @dataclass(frozen=True)
@@ -139,6 +138,13 @@ class Task:
         """A game of this task; it waits for `reset` or `restore`."""
         return game_spec(self.name).game_type(self.reasoning)
 
+    def new_batch(self, num: int) -> GameBatch:
+        """B games: the game's own vectorised batch where it has one, a loop otherwise."""
+        spec = game_spec(self.name)
+        if spec.batch_type:
+            return spec.batch_type(self.reasoning, num)
+        return LoopBatch(spec.game_type, self.reasoning, num)
+
     @functools.cached_property
     def renderer(self) -> Renderer:
         """Draws this task's boards; shared within the process."""
@@ -167,8 +173,8 @@ class Task:
         """The task that `to_json` wrote. Unlike `make`, it imports nothing: data does not say which code to run."""
         values = json.loads(text)
         name = values["game"].rpartition(":")[2]
-        if name not in _SPECS:
-            raise ValueError(f"unknown game {name!r}{nearest(name, _SPECS)}; import the module that registers it first")
+        if name not in GAMES:
+            raise ValueError(f"unknown game {name!r}{nearest(name, GAMES)}; import the module that registers it first")
         return cls.make(values["game"], reasoning=values["reasoning"], perception=values["perception"])
 
 
@@ -198,6 +204,13 @@ class State:
     def of(cls, task: Task, game: Game) -> Self:
         """The state that a game of a task is in."""
         return cls(task, game.snapshot())
+
+    @classmethod
+    def start(cls, task: Task, seed: int) -> Self:
+        """Where an episode of a seed starts."""
+        game = task.new_game()
+        game.reset(seed)
+        return cls.of(task, game)
 
     def game(self) -> Game:
         """A new game in this state."""

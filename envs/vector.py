@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from envs.batch import Outcomes, make_batch
+from envs.batch import Outcomes
 from envs.core import Outcome
 from envs.drawing import Canvas
 from envs.env import VLMGymEnv, draw_seed, observation_space
@@ -57,7 +57,7 @@ class VLMGymVectorEnv(VectorEnv[Any, Any, Any]):
         self.single_observation_space = observation_space(self.task, observation, one)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.batch = make_batch(type(one), one.options, num_envs)
+        self.batch = self.task.new_batch(num_envs)
         self._reward = reward_named(reward)
         self._copy = copy
         self._board_only = observation == "board"

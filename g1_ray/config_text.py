@@ -1,11 +1,7 @@
-"""What options are called in words: in errors, and in the page of all options.
-
-python -m g1_ray.config_text > docs/configs.md
-"""
+"""What is wrong with options, in words."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
@@ -52,7 +48,7 @@ def _place(loc: tuple[int | str, ...], model: type[BaseModel]) -> tuple[int | st
     here: Any = model
     for depth, part in enumerate(loc):
         if isinstance(part, str):
-            section = _section(here)
+            section = section_of(here)
             if section is None:
                 return loc[:depth]
             field = section.model_fields.get(part)
@@ -60,11 +56,11 @@ def _place(loc: tuple[int | str, ...], model: type[BaseModel]) -> tuple[int | st
     return loc
 
 
-def _section(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[BaseModel] | None:
     """The table that an annotation holds: `GameConfig` of `tuple[GameConfig, ...]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for found in map(_section, get_args(annotation)) if found), None)
+    return next((found for found in map(section_of, get_args(annotation)) if found), None)
 
 
 def _field(place: Sequence[int | str], model: type[BaseModel]) -> FieldInfo | None:
@@ -72,12 +68,12 @@ def _field(place: Sequence[int | str], model: type[BaseModel]) -> FieldInfo | No
     for part in place:
         if isinstance(part, str):
             field = section.model_fields.get(part) if section else None
-            section = _section(field.annotation) if field else None
+            section = section_of(field.annotation) if field else None
     return field
 
 
 def _problem(place: tuple[int | str, ...], errors: Sequence[ErrorDetails], model: type[BaseModel]) -> str:
-    first = errors[0]
+    first = next((error for error in errors if error["type"] == "value_error"), errors[0])
     kind, given, key = first["type"], first["input"], ".".join(map(str, place))
     field = _field(place, model)
     if kind == "value_error":
@@ -87,7 +83,7 @@ def _problem(place: tuple[int | str, ...], errors: Sequence[ErrorDetails], model
         return f"{key} is missing{about}"
     if kind == "extra_forbidden":
         above = _field(place[:-1], model)
-        section = _section(above.annotation) if above else model
+        section = section_of(above.annotation) if above else model
         return f"unknown option {key!r}{nearest(str(place[-1]), section.model_fields if section else ())}"
     shown = repr(given) if len(repr(given)) <= 60 else repr(given)[:57] + "..."
     if kind == "literal_error" and field:
@@ -123,56 +119,3 @@ def bounds(field: FieldInfo) -> str:
         if hasattr(mark, name)
     ]
     return " and ".join(found)
-
-
-def page(model: type[BaseModel]) -> str:
-    """The documentation of all options, section by section."""
-    return f"""<!-- Written by `python -m g1_ray.config_text > docs/configs.md`; edit the code instead. -->
-# Options of a run
-
-A run is one TOML file; `jobs/configs` has some. Each option can be set on the command line: `learner.num_ranks=2`,
-`games.0.perception={{tiles="numbers"}}`. Values are TOML, and what is not TOML is text. `--dry-run` prints the run with
-every option filled in, the memory each role will need and where it is placed.
-
-{_tables(model, "")}"""
-
-
-def _tables(section: type[BaseModel], prefix: str) -> str:
-    rows, inner = [], []
-    for name, field in section.model_fields.items():
-        below = _section(field.annotation)
-        if below:
-            many = get_origin(field.annotation) is tuple
-            inner.append(_tables(below, f"{prefix}{name}." + ("N." if many else "")))
-        else:
-            rows.append(f"| `{prefix}{name}` | {_default(field)} | {_about(field)} |")
-    title = f"## {prefix.rstrip('.') or 'The run'}"
-    table = ["| option | default | what it is |", "|---|---|---|", *rows]
-    return "\n".join([title, "", section.__doc__ or "", "", *table, "", *inner])
-
-
-def _default(field: FieldInfo) -> str:
-    if field.is_required():
-        return "required"
-    if field.default is None:
-        return ""
-    value = json.dumps(list(field.default) if isinstance(field.default, tuple) else field.default)
-    return f"`{value}`"
-
-
-def _about(field: FieldInfo) -> str:
-    limits, choices = bounds(field), allowed(field.annotation)
-    one_of = f"one of {', '.join(choices)}" if choices else ""
-    notes = "; ".join(filter(None, (limits, one_of)))
-    return f"{field.description or ''}{f' ({notes})' if notes else ''}"
-
-
-def main() -> None:
-    """Prints the page."""
-    from g1_ray.config import RunConfig  # which imports this module
-
-    print(page(RunConfig), end="")
-
-
-if __name__ == "__main__":
-    main()

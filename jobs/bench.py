@@ -15,8 +15,7 @@ import numpy as np
 from PIL import Image
 
 from envs import Task, VLMGymEnv, VLMGymVectorEnv
-from envs.batch import make_batch
-from envs.core import Board, Game
+from envs.core import Game
 from envs.drawing import Renderer
 from g1_ray.seeds import seed_of
 
@@ -45,13 +44,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _show(value: Any) -> str:
-    return (
-        f"{value:,.0f}"
-        if isinstance(value, float) and value >= 100
-        else f"{value:.3g}"
-        if isinstance(value, float)
-        else value
-    )
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def seconds(*calls: Callable[[], Any], rounds: int = 15, each: float = 0.02) -> list[float]:
@@ -147,17 +142,6 @@ def _playlist(task: Task) -> tuple[list[int], list[list[int]]]:
     return seeds, actions
 
 
-def _boards(task: Task) -> list[Board]:
-    """The boards of an episode of random legal moves."""
-    seeds, actions = _playlist(task)
-    game, boards = task.new_game(), []
-    game.reset(seeds[0])
-    for action in actions[0]:
-        boards.append(game.perception())
-        game.step(action)
-    return boards
-
-
 def vector(name: str, task: Task, num: int = 16, moves: int = 60) -> Row:
     """The vectorised environment with standing frames, random legal actions."""
     env = VLMGymVectorEnv(num, task.name, perception=task.perception.as_dict(), copy=False)
@@ -177,7 +161,7 @@ def vector(name: str, task: Task, num: int = 16, moves: int = 60) -> Row:
 def logic(num: int = 1024, moves: int = 100) -> list[Row]:
     """Rules alone: 2048 in the vectorised path with uniform actions and new deals; the legal pairs of Shisen-Sho."""
     task = Task.make("2048", reasoning={"horizon": 0})
-    batch, rng = make_batch(type(task.new_game()), task.reasoning, num), np.random.default_rng(0)
+    batch, rng = task.new_batch(num), np.random.default_rng(0)
     for i in range(num):
         batch.reset(i, i)
     taken, legal, deals = [], 0, num
@@ -208,14 +192,14 @@ def logic(num: int = 1024, moves: int = 100) -> list[Row]:
 def pixel_values(name: str, task: Task) -> Row | None:
     """Model inputs straight from a board, beside Hugging Face's processor given the finished picture.
 
-    'standing' is the mean over an episode's boards. Nothing where transformers is missing.
+    Nothing where transformers is missing.
     """
     try:
         import torch
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
         from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
-        from g1_ray.pixels import PixelValues
+        from g1_ray.models.pixels import PixelValues
     except ImportError:
         return None
     if task.perception.patch != 28:  # Qwen2-VL's processor would resize it
@@ -228,10 +212,9 @@ def pixel_values(name: str, task: Task) -> Row | None:
     fast, pil = Qwen2VLImageProcessor(), Qwen2VLImageProcessorPil()
     ours = PixelValues(fast, task.renderer)
     values, _ = ours(board, looks)
-    target, boards = np.empty_like(values), _boards(task)
-    fresh, shown, copied, from_pil, from_array, pil_backend = seconds(
+    target = np.empty_like(values)
+    fresh, copied, from_pil, from_array, pil_backend = seconds(
         lambda: ours(board, looks),
-        lambda: [ours.show(one, looks) for one in boards],
         lambda: np.copyto(target, values),
         lambda: fast(images=[picture], return_tensors="pt"),
         lambda: fast(images=[array], return_tensors="pt"),
@@ -239,14 +222,13 @@ def pixel_values(name: str, task: Task) -> Row | None:
     )
     return {
         "what": f"pixel_values {name}",
-        "fresh ms": fresh * 1e3,
-        "standing ms": shown / len(boards) * 1e3,
+        "ours ms": fresh * 1e3,
         "copyto ms": copied * 1e3,
         "transformers ms": from_pil * 1e3,
         "given an array ms": from_array * 1e3,
         "PIL backend ms": pil_backend * 1e3,
-        "transformers/fresh": from_pil / fresh,
-        "given an array/fresh": from_array / fresh,
+        "transformers/ours": from_pil / fresh,
+        "given an array/ours": from_array / fresh,
     }
 
 

@@ -6,7 +6,8 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 
-from g1_ray.coldstart import ColdstartConfig, LessonConfig, load_coldstart
+from g1_ray.coldstart.config import ColdstartConfig, LessonConfig, load_coldstart
+from g1_ray.files import write_text
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,8 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if config.folder.exists() and not args.resume:
         raise ValueError(f"{config.folder}: there is a run already; give --resume, or another name=...")
-    config.folder.mkdir(parents=True, exist_ok=True)
-    (config.folder / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
+    write_text(config.folder / "config.json", config.model_dump_json(indent=2) + "\n")
     for game in config.games:
         make_data(config, game)
     if not args.data_only:
@@ -35,8 +35,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def make_data(config: ColdstartConfig, game: LessonConfig) -> None:
     """Writes the examples of a game, unless they are there."""
-    from g1_ray.coldstart import Maker, make_examples
-    from g1_ray.dataset import write_dataset
+    from g1_ray.coldstart.dataset import write_dataset
+    from g1_ray.coldstart.examples import Maker, make_examples
 
     path = config.folder / "data" / f"{game.name}.parquet"
     if path.exists():
@@ -51,9 +51,9 @@ def make_data(config: ColdstartConfig, game: LessonConfig) -> None:
 
 def train(config: ColdstartConfig) -> None:
     """Fine-tunes the model on the examples; what is left in the run folder is told on the way."""
-    from g1_ray.config import model_path
-    from g1_ray.dataset import read_dataset
-    from g1_ray.sft import Trainer, fit, last_checkpoint, make_lot
+    from g1_ray.coldstart.dataset import read_dataset
+    from g1_ray.coldstart.sft import Trainer, fit, last_checkpoint, make_lot
+    from g1_ray.models.find import model_path
 
     examples = [read_dataset(config.folder / "data" / f"{game.name}.parquet") for game in config.games]
     checkpoint = last_checkpoint(config.folder)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import re
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envs import Task
+from jobs.options import check_numbers
 
 if TYPE_CHECKING:
     from g1_ray.config import GameConfig
-    from g1_ray.match import Entry
-    from g1_ray.tournament import Evaluation
+    from g1_ray.evaluation.evaluation import Evaluation
+    from g1_ray.evaluation.job import Entry
 
 SECONDS_BETWEEN_LINES = 15.0
 """Where there is no terminal."""
@@ -49,21 +49,20 @@ def main(argv: list[str] | None = None) -> int:
     check(args)
 
     from envs import game_names
-    from g1_ray.cluster import join
-    from g1_ray.config import check_model
-    from g1_ray.grid import variants
-    from g1_ray.match import Entry
-    from g1_ray.players import is_adapter, parse_game, parse_player
-    from g1_ray.tournament import Evaluation, Protocol, play_all
+    from g1_ray.cluster.join import join
+    from g1_ray.evaluation.evaluation import Evaluation, play_all
+    from g1_ray.evaluation.folder import Protocol
+    from g1_ray.evaluation.grid import variants
+    from g1_ray.evaluation.job import Entry
+    from g1_ray.evaluation.players import Asked, parse_game, parse_player
 
     games = [parse_game(text) for text in args.games or game_names()]
     players = [parse_player(text) for text in args.players]
     for player in players:
-        if player.kind == "model" and not is_adapter(player.what):
-            check_model(player.what, f"player {player.name!r}")
+        player.check()
     if args.against and args.against not in [player.name for player in players]:
         raise ValueError(f"--against {args.against}: no such player; {', '.join(player.name for player in players)}")
-    if args.lab and not any(player.kind == "model" for player in players):
+    if args.lab and not any(isinstance(player, Asked) and player.in_lab for player in players):
         raise ValueError("--lab is for models that are loaded here; there is none among --players")
     if args.grid:
         games = [variant for game in games for variant in variants(game)]
@@ -84,11 +83,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def check(args: argparse.Namespace) -> None:
     """Raises `ValueError` for numbers and options that can't be."""
-    if args.runs < 1:
-        raise ValueError(f"--runs {args.runs}: must be 1 or more")
-    for name in ("moves", "seed", "lab"):
-        if getattr(args, name) < 0:
-            raise ValueError(f"--{name} {getattr(args, name)}: must be 0 or more")
+    check_numbers(args, runs=1, moves=0, seed=0, lab=0)
     if args.clips and not args.out:
         raise ValueError("--clips needs --out")
 
@@ -140,15 +135,16 @@ def is_the_papers(game: GameConfig) -> bool:
 
 def finish(evaluation: Evaluation, args: argparse.Namespace, out: Path) -> None:
     """Prints the table and what went wrong, and writes what is to be kept."""
-    from g1_ray.clips import save_clip
-    from g1_ray.grid import save_grid
-    from g1_ray.lab import table as lab_table
-    from g1_ray.lab import write_labs
-    from g1_ray.results import aligned, table, write_results
+    from g1_ray.evaluation.clips import save_clip
+    from g1_ray.evaluation.grid import save_grid
+    from g1_ray.evaluation.lab import lab_table, write_labs
+    from g1_ray.evaluation.moves import file_name
+    from g1_ray.evaluation.results import results_table, write_results
+    from g1_ray.tables import aligned
 
     results = evaluation.results(args.against)
     games = {entry.game.name: entry.game for entry in evaluation.entries if args.moves == 100}
-    rows = table(results, args.against, published=[name for name, game in games.items() if is_the_papers(game)])
+    rows = results_table(results, args.against, published=[name for name, game in games.items() if is_the_papers(game)])
     if results:
         print(aligned(rows))
         write_results(out, results, rows)
@@ -163,8 +159,8 @@ def finish(evaluation: Evaluation, args: argparse.Namespace, out: Path) -> None:
         print(f"{name}: {why}\nits answers are kept; the same command goes on from there", flush=True)
     for entry in evaluation.entries if args.clips else ():
         if evaluation.is_over(entry):
-            name = re.sub(r"[^\w.@-]+", "-", "-".join(entry.key))
-            save_clip(evaluation.runs[entry.key][0], out / f"{name}.{args.clips}", entry.player.name, 200)
+            path = out / file_name(*entry.key, f".{args.clips}")
+            save_clip(evaluation.runs[entry.key][0], path, entry.player.name, 200)
     if args.out and results:
         print(f"wrote {out}: table.md, results.parquet, moves/; see them with g1-ray report {out}")
 

@@ -7,7 +7,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from jobs.options import add_task_options, task_of
+from jobs.options import add_task_options, check_numbers, task_of
 
 WHAT = """what to explain:
   GAME                           a board, by --seed, --moves and the options of its task, and with --answer an answer
@@ -37,10 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     if part and ("/" in folder or importlib.util.find_spec(folder.partition(".")[0]) is None):
         raise ValueError(f"{args.what}: {folder!r} is neither a folder nor a module; give GAME, RUN:GROUP or "
                          "RUN:GAME/PLAYER/SEED/MOVE")  # fmt: skip
-    if args.seed < 0:
-        raise ValueError(f"--seed {args.seed}: must be 0 or more")
+    check_numbers(args, seed=0)
 
-    from g1_ray.explain import explain_answer, explain_state, play_moves
+    from g1_ray.report.explain import explain_answer, explain_state, play_moves
 
     task = task_of(args.what, args.preset, args.reasoning, args.perception)
     state, played = play_moves(task, args.seed, args.moves, args.reward)
@@ -53,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def explain_run(folder: Path, part: str) -> str:
     """A group, or a move, of what is in a folder."""
-    from g1_ray.explain import explain_group, explain_move
+    from g1_ray.report.explain import explain_group, explain_move
 
     if part.isdecimal():
         return explain_group(folder, int(part))

@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.limit < 0:
         raise ValueError(f"--limit {args.limit}: must be 1 or more, or 0 for all")
 
-    from g1_ray.export import export_datasets, export_inspect
+    from g1_ray.report.export import export_datasets, export_inspect
 
     folder = Path(args.folder)
     export, unit = (export_datasets, "rows") if args.to == "datasets" else (export_inspect, "runs")

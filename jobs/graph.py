@@ -16,8 +16,8 @@ def main(argv: list[str] | None = None) -> int:
 
     config = load_config(args.config, args.overrides)
 
-    from g1_ray.actors import bundles, unmade
-    from g1_ray.graph import describe, rollout_graph, train_graph
+    from g1_ray.pipeline.actors import bundles, unmade
+    from g1_ray.pipeline.graph import describe, rollout_graph, train_graph
 
     actors, names = unmade(config)
     lanes, turns = config.asynchrony.lanes, config.rollout.turns
@@ -26,8 +26,8 @@ def main(argv: list[str] | None = None) -> int:
         print("  " + line)
     if turns > 2:
         print(f"  (generate and score: {turns} times; two are shown)")
-    slots = (config.asynchrony.max_staleness + 1) * config.rollout.groups_per_step
-    print(f"  at most {slots} groups of {config.rollout.group_size} under way: (max_staleness + 1) x groups_per_step\n")
+    each = f"{config.capacity} groups of {config.rollout.group_size}"
+    print(f"  at most {each} under way: (max_staleness + 1) x groups_per_step\n")
     print(f"train graph: one tick a step, {config.rollout.groups_per_step} groups, input = policy version")
     for line in describe(train_graph(actors), names):
         print("  " + line)

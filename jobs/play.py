@@ -11,9 +11,9 @@ from envs import PLAYERS, Codec, Task
 from envs.answers import Cause
 from envs.core import Game
 from envs.env import board_text
-from envs.players import Player
-from g1_ray.evaluation import Run, Stopped
-from jobs.options import add_task_options, task_of
+from envs.players import Choose
+from g1_ray.evaluation.play import Run, Stopped
+from jobs.options import add_task_options, check_numbers, task_of
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,15 +30,13 @@ def main(argv: list[str] | None = None) -> int:
                         "as human:FILE")  # fmt: skip
     args = parser.parse_args(argv)
 
-    from g1_ray.clips import ENDINGS, save_clip
-    from g1_ray.evaluation import play
+    from g1_ray.evaluation.clips import ENDINGS, save_clip
+    from g1_ray.evaluation.play import play
 
     for file in args.save:
         if not file.lower().endswith((*ENDINGS, ".parquet")):
             raise ValueError(f"--save {file}: clips are {', '.join(ENDINGS)} files, moves a .parquet file")
-    for name in ("seed", "moves"):
-        if getattr(args, name) < 0:
-            raise ValueError(f"--{name} {getattr(args, name)}: must be 0 or more")
+    check_numbers(args, seed=0, moves=0)
     task = task_of(args.name, args.preset, args.reasoning, args.perception)
     if args.player and not args.moves and not task.reasoning.horizon and task.new_game().endless:
         raise ValueError(f"{args.name} with horizon=0 never ends: give --moves or a horizon")
@@ -57,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def add_run(path: Path, game: str, player: str, run: Run) -> None:
     """Adds a run to a file of moves, in the place of one with the same seed."""
-    from g1_ray.moves import read_runs, write_moves
+    from g1_ray.evaluation.moves import read_runs, write_moves
 
     others = [other for other in read_runs(path) if other.seed != run.seed] if path.exists() else []
     write_moves(path, game, player, [*others, run])
@@ -86,7 +84,7 @@ class _AtTheTable:
 class _Watched(_AtTheTable):
     """Another player, whose moves are printed."""
 
-    def __init__(self, task: Task, player: Player) -> None:
+    def __init__(self, task: Task, player: Choose) -> None:
         super().__init__(task)
         self.player = player
 

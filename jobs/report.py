@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from jobs.options import check_numbers
+
 
 def main(argv: list[str] | None = None) -> int:
     """`g1-ray report FOLDER`."""
@@ -14,11 +16,9 @@ def main(argv: list[str] | None = None) -> int:
                         "evenly (default 10000)")  # fmt: skip
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one a core)")
     args = parser.parse_args(argv)
-    for name, least in (("rollouts", 1), ("workers", 0)):
-        if getattr(args, name) < least:
-            raise ValueError(f"--{name} {getattr(args, name)}: must be {least} or more")
+    check_numbers(args, rollouts=1, workers=0)
 
-    from g1_ray.report import write_report
+    from g1_ray.report.write import write_report
 
     path = write_report(args.folder, args.out, args.rollouts, args.workers)
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")

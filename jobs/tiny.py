@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.options import check_numbers
+
 if TYPE_CHECKING:
-    from g1_ray.coldstart import LessonConfig
+    from g1_ray.coldstart.config import LessonConfig
 
 _NUMBERS = {"tiles": "numbers"}
 GAMES: tuple[dict[str, Any], ...] = (
@@ -62,15 +64,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--measure", type=int, default=0, metavar="N", help="instead: see how both answer N new states")
     parser.add_argument("--scale", type=float, default=1.0, help="with --train: times as many steps and examples")
     args = parser.parse_args(argv)
-    if args.seed < 0:
-        raise ValueError(f"--seed {args.seed}: must be 0 or more")
+    check_numbers(args, seed=0)
     if not args.scale > 0:
         raise ValueError(f"--scale {args.scale}: must be above 0")
     out = Path(args.out)
     if args.measure:
         measure(out, lessons(args.games, 1), args.measure)
         return 0
-    from g1_ray.tiny import TASKS, make_tiny
+    from g1_ray.models.tiny import TASKS, make_tiny
 
     if not args.train:
         make_tiny(out, TASKS, args.seed)
@@ -86,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def lessons(names: Sequence[str], examples: int) -> list[LessonConfig]:
     """The games of those names as a cold start has them, with so many examples of each."""
-    from g1_ray.coldstart import LessonConfig
+    from g1_ray.coldstart.config import LessonConfig
 
     return [
         LessonConfig.model_validate(
@@ -104,9 +105,10 @@ def lessons(names: Sequence[str], examples: int) -> list[LessonConfig]:
 
 def train(name: str, recipe: Recipe, start: Path, out: Path, args: argparse.Namespace) -> None:
     """Trains out/name from the model `start`, or goes on where that was stopped."""
-    from g1_ray.coldstart import Maker, SftConfig, TeacherConfig, make_examples
-    from g1_ray.sft import Trainer, fit, last_checkpoint, make_lot
-    from g1_ray.tiny import ship
+    from g1_ray.coldstart.config import SftConfig, TeacherConfig
+    from g1_ray.coldstart.examples import Maker, make_examples
+    from g1_ray.coldstart.sft import Trainer, fit, last_checkpoint, make_lot
+    from g1_ray.models.tiny import ship
 
     began, seed, scale = time.monotonic(), args.seed, args.scale
     names = [game for game in recipe.games if game in args.games]
@@ -155,9 +157,9 @@ def train(name: str, recipe: Recipe, start: Path, out: Path, args: argparse.Name
 
 def measure(out: Path, games: Sequence[LessonConfig], num: int) -> None:
     """Prints how the two models and the players answer `num` states that no model was trained on."""
-    from envs.players import PLAYERS, Player
-    from g1_ray.probe import held_out, probe_model, probe_player
-    from g1_ray.teacher import Oracle
+    from envs.players import PLAYERS, Choose
+    from envs.teacher import Oracle
+    from g1_ray.coldstart.probe import held_out, probe_model, probe_player
 
     for game in games:
         # Open states where there are some: in the pair games all legal moves earn the same.
@@ -167,7 +169,7 @@ def measure(out: Path, games: Sequence[LessonConfig], num: int) -> None:
             for how, temperature in (("temperature 1", 1.0), ("greedy", 0.0)):
                 score = probe_model(out / name, game, states, temperature)
                 print(f"{game.name:11} {name:15} {how:14} {score}", flush=True)
-        players: dict[str, Player] = {"teacher": Oracle(game.task(), game.err), **PLAYERS}
+        players: dict[str, Choose] = {"teacher": Oracle(game.task(), game.err), **PLAYERS}
         for player, choose in players.items():
             print(f"{game.name:11} {player:30} {probe_player(choose, states)}", flush=True)
 

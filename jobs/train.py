@@ -25,16 +25,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cluster", default="", metavar="YAML", help="its file, where it grows: what it may grow to")
     args = parser.parse_args(argv)
 
-    from g1_ray.config import check_model, check_software, load_config
+    from g1_ray.config import check_software, load_config
+    from g1_ray.engines.make import check_engine
+    from g1_ray.models.find import check_model
 
     config = load_config(args.config, args.overrides)
     if args.dry_run:
-        from g1_ray.placement import dry_run, nodes_of_yaml
+        from g1_ray.cluster.placement import dry_run, nodes_of_yaml
 
         text, fits = dry_run(config, nodes_of_yaml(args.cluster) if args.cluster else None)
         print(text)
         return 0 if fits else 2
     check_software(config)
+    check_engine(config.engine.kind)
     check_model(config.model.path)
     for name, path in config.eval.baselines.items():
         check_model(path, f"eval.baselines.{name}")
@@ -43,16 +46,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(config: RunConfig, resume: bool = False, address: str = "", cluster_file: str = "") -> int:
     """Runs it all; returns the exit status."""
-    from g1_ray.cluster import connect
-    from g1_ray.progress import Progress
+    from g1_ray.cluster.join import connect
+    from g1_ray.runs.progress import Progress
 
     connect(config, address, cluster_file)  # before anything imports ray: it settles how Ray authenticates
 
-    from g1_ray.config import model_path
-    from g1_ray.pipeline import Pipeline
-    from g1_ray.run_folder import RunFolder
+    from g1_ray.logs import start_logging
+    from g1_ray.models.find import model_path
+    from g1_ray.pipeline.run import Pipeline
+    from g1_ray.runs.run_folder import RunFolder
 
     folder = RunFolder.open(config, resume=resume)
+    start_logging("driver", folder.path)
     checkpoint = folder.latest() if resume else None
     stop = _stop_on_signals()
     begun = time.monotonic()
@@ -86,9 +91,12 @@ def train(config: RunConfig, resume: bool = False, address: str = "", cluster_fi
 
 def evaluate(config: RunConfig, folder: Path, checkpoint: str) -> list[dict[str, object]]:
     """The table at the end: every player on every game, in the terminal and in the run folder."""
-    from g1_ray.clips import save_clip
-    from g1_ray.results import aligned, as_json, table, write_results
-    from g1_ray.tournament import Evaluation, Protocol, entries_of, play_all
+    from g1_ray.evaluation.clips import save_clip
+    from g1_ray.evaluation.evaluation import Evaluation, entries_of, play_all
+    from g1_ray.evaluation.folder import Protocol
+    from g1_ray.evaluation.moves import file_name
+    from g1_ray.evaluation.results import as_json, results_table, write_results
+    from g1_ray.tables import aligned
 
     label = config.eval.label or config.name
     entries = entries_of(config, {**config.eval.baselines, label: checkpoint})
@@ -99,12 +107,12 @@ def evaluate(config: RunConfig, folder: Path, checkpoint: str) -> list[dict[str,
     play_all(evaluation, lambda entry: None, config.eval.timeout_s)
     evaluation.folder.close()
     results = evaluation.results()
-    rows = table(results)
+    rows = results_table(results)
     write_results(folder / "eval", results, rows)
     for entry in entries:
         if entry.player.what == checkpoint:
-            name = "-".join(entry.key).replace(", ", "-").replace("=", "")
-            save_clip(evaluation.runs[entry.key][0], folder / "eval" / f"{name}.webp", entry.player.name, 1200, 30)
+            path = folder / "eval" / file_name(*entry.key, ".webp")
+            save_clip(evaluation.runs[entry.key][0], path, entry.player.name, 1200, 30)
     print(aligned(rows))
     return as_json(results)
 

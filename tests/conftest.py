@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ def ray_cluster():
     """A Ray cluster of this process. Tests that use it belong together: mark them xdist_group("ray")."""
     import ray
 
-    tests = str(Path(__file__).parent)  # for the actors that are defined in them
-    env = {"env_vars": {"PYTHONPATH": tests, "OMP_NUM_THREADS": "1"}}
+    tests = Path(__file__).parent  # for the actors that are defined in them
+    folders = [tests, *(path.parent for path in tests.glob("*/test_*.py"))]
+    env = {"env_vars": {"PYTHONPATH": os.pathsep.join(map(str, dict.fromkeys(folders))), "OMP_NUM_THREADS": "1"}}
     ray.init(num_cpus=8, include_dashboard=False, logging_level="WARNING", runtime_env=env)
     yield ray
     ray.shutdown()

@@ -5,13 +5,13 @@ import json
 
 import numpy as np
 
-from envs import State
+from envs import Codec, State
 from g1_ray.config import RunConfig
-from g1_ray.evaluation import Reply, play, play_asked
-from g1_ray.moves import file_name, write_moves
-from g1_ray.referee import Referee
-from g1_ray.results import result_of, table, write_results
-from g1_ray.types import Completion, Group, Prompt, Request, Rollout, Ticket
+from g1_ray.evaluation.moves import file_name, write_moves
+from g1_ray.evaluation.play import Reply, play, play_asked
+from g1_ray.evaluation.results import result_of, results_table, write_results
+from g1_ray.rollout.referee import Referee
+from g1_ray.types import Completion, Group, Prompt, Request, Rollout, Ticket, Turn
 
 GAMES = [
     {"game": "2048", "reasoning": {"size": 3}, "perception": {"tiles": "numbers", "tile_px": 28}},
@@ -22,6 +22,46 @@ GAMES = [
         "perception": {"tile_px": 28, "offset": 20, "noise": 0.4, "rotation": 20.0},
     },
 ]
+
+
+def small_config(folder, **more):
+    games = [{"game": "2048", "reasoning": {"size": 3}, "perception": {"tiles": "numbers", "tile_px": 28}}]
+    values = {"name": "small", "out": str(folder), "model": {"path": "tiny-base"}, "games": games, **more}
+    return RunConfig.model_validate(values)
+
+
+def small_group(number, task, texts=("a", "b")):
+    """A group whose answers are the oracle's move and an unreadable one."""
+    game = task.new_game()
+    game.reset(number)
+    state, codec = State.of(task, game), Codec(task)
+    move = game.oracle()
+    rollouts = []
+    for i, action in enumerate((move, None)[: len(texts)]):
+        length = 5 + i
+        completion = Completion(
+            np.arange(length, dtype=np.int32),
+            np.full(length, -0.5, np.float32),
+            np.full(length, 3, np.int32),
+            "stop" if i == 0 else "length",
+        )
+        after = state.game()
+        after.step(action)
+        turn = Turn(
+            prompt=Prompt(np.arange(7, dtype=np.int32), (state,)),
+            completion=completion,
+            text=codec.write(game.perception(), "", move) if action is not None else "hm",
+            action=action,
+            cause="" if action is not None else "no answer",
+            legal=action is not None,
+            gain=4.0 if action is not None else 0.0,
+            rewards={"game": 1.0 - 2 * i, "format": 1.0 - i, "perception": 1.0 - i},
+            reward=2.0 - 4 * i,
+            perception_exact=i == 0,
+            next_state=State.of(task, after),
+        )
+        rollouts.append(Rollout((turn,)))
+    return Group(Ticket(number, "2048", 1, 3), state, tuple(rollouts))
 
 
 def config_in(folder, **more):
@@ -94,7 +134,7 @@ def write_evaluation(folder, config):
         for name, runs in (("oracle", oracle), ("a, model", model)):
             write_moves(folder / "moves" / file_name(entry.name, name), entry.name, name, runs)
             results.append(result_of(entry.name, name, runs))
-    write_results(folder, results, table(results))
+    write_results(folder, results, results_table(results))
     lab = {
         entry.name: {
             "states": 12,

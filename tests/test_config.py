@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from g1_ray import config as schema
-from g1_ray.config import RunConfig, check_model, check_software, load_config, model_path
-from g1_ray.config_text import page
-from g1_ray.placement import check_run, nodes_of_yaml
+from g1_ray.cluster.placement import check_run, nodes_of_yaml
+from g1_ray.config import RunConfig, check_software, load_config
+from g1_ray.config_page import page
+from g1_ray.models.find import MODELS, check_model, model_path
 
 ROOT = Path(__file__).parent.parent
 PRESETS = sorted((ROOT / "jobs" / "configs").glob("*.toml"))
@@ -144,7 +145,7 @@ def test_mistakes_in_the_file_name_it_and_several_are_told_at_once(file):
 
 
 def test_models_are_folders_shipped_ones_or_names(tmp_path):
-    assert model_path("tiny-base") == str(schema.MODELS / "tiny-base")
+    assert model_path("tiny-base") == str(MODELS / "tiny-base")
     assert model_path("Qwen/Qwen2.5-VL-3B-Instruct") == "Qwen/Qwen2.5-VL-3B-Instruct"
     with pytest.raises(ValueError, match="no config.json"):
         model_path(str(tmp_path))
@@ -186,7 +187,7 @@ def test_importing_the_config_is_light():
 
 def test_the_page_of_options_is_what_the_schema_says():
     text = (ROOT / "docs" / "configs.md").read_text()
-    assert text == page(RunConfig), "run: python -m g1_ray.config_text > docs/configs.md"
+    assert text == page(), "run: python -m g1_ray.config_page > docs/configs.md"
     assert not re.search(r"\| +\|$", text, re.M), "an option without a description"
 
 

@@ -8,9 +8,9 @@ import tempfile
 import numpy as np
 
 from envs import State, Task
-from g1_ray.chat import Chat
 from g1_ray.config import AlgorithmConfig, GameConfig, LearnerConfig, LoraConfig, ModelConfig, RolloutConfig, RunConfig
-from g1_ray.tiny import make_tiny
+from g1_ray.models.chat import Chat
+from g1_ray.models.tiny import make_tiny
 from g1_ray.types import Completion, Group, Prompt, Rollout, Ticket, Turn
 
 LOOK = {"tile_px": 28}

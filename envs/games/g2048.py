@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.answers import Choices
-from envs.batch import Batch, Outcomes
+from envs.batch import GameBatch, Outcomes
 from envs.core import Board, Game, GameOptions, pack_rng, unpack_rng
 from envs.options import option
 from envs.task import GameSpec, register_game
@@ -219,7 +219,7 @@ _VIEWS = (  # each turns its direction into left, and is its own way to write ba
 )
 
 
-class Batch2048(Batch):
+class Batch2048(GameBatch):
     """B boards of 2048 in numpy, each with its own generator: board i does what a `Game2048` of its seed does."""
 
     DRAWS = 256  # doubles fetched from a generator at a time
@@ -322,9 +322,6 @@ class Batch2048(Batch):
         self._next_draw += where
 
 
-Game2048.batch_type = Batch2048
-
-
 # The oracle: expectimax over the move, the tile that follows it and the next move, all boards of a layer in one batch.
 
 _EMPTY, _MEET, _SUM, _ORDER, _LOST = 540.0, 700.0, 22.0, 47.0, 400_000.0
@@ -385,6 +382,7 @@ register_game(
     GameSpec(
         name="2048",
         game_type=Game2048,
+        batch_type=Batch2048,
         summary="slide and merge equal tiles",
         perception={"tiles": "numbers"},
         presets={

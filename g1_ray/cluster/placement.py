@@ -1,0 +1,237 @@
+"""Whether a run fits on a cluster, before it starts.
+
+A node is what Ray says it has: {"CPU": 8, "GPU": 1, "memory": 3e10, "accelerator_type:H100": 1}; memory in bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from g1_ray.cluster.memory import ModelShape, Need, gb, memory_table, needs_of, shape_of
+from g1_ray.config import RunConfig
+
+Node = Mapping[str, float]
+"""Resources of a node by name; what is left out, such as memory, is not checked."""
+GPU_GIB = {
+    "T4": 15,
+    "V100": 16,
+    "L4": 22,
+    "A10G": 22,
+    "A100-40G": 40,
+    "L40S": 45,
+    "A100-80G": 80,
+    "H100": 80,
+    "H20": 96,
+    "H200": 140,
+    "B200": 180,
+    "B300": 270,
+}
+"""Memory of a GPU by Ray's accelerator type. Types that come in several sizes are left out."""
+HEAP_SHARE = 0.7
+"""Of a machine's memory, what Ray gives to processes; the rest is for its object store."""
+
+
+def gpu_memory(node: Node) -> float:
+    """Bytes of each GPU of a node; 0: unknown."""
+    types = [name.partition(":")[2] for name in node if name.startswith("accelerator_type:")]
+    return max((GPU_GIB.get(kind, 0) * 2.0**30 for kind in types), default=0.0)
+
+
+def this_machine() -> list[Node]:
+    """The machine that this runs on, as Ray would see it."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of a container
+        file = Path("/sys/fs/cgroup") / name
+        if file.is_file() and file.read_text().strip().isdecimal():
+            limits.append(int(file.read_text()))
+    node = {"CPU": float(len(os.sched_getaffinity(0))), "memory": HEAP_SHARE * min(limits)}
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        names = subprocess.run(query, capture_output=True, text=True, timeout=30).stdout.split("\n")
+        gpus = [name for name in names if name.strip()]
+        node["GPU"] = float(len(gpus))
+        for kind in sorted(GPU_GIB, key=len):
+            if gpus and kind in gpus[0].replace(" ", "-"):
+                node[f"accelerator_type:{kind}"] = 1.0
+    return [node]
+
+
+def nodes_of_ray(nodes: Sequence[Mapping[str, Any]]) -> list[Node]:
+    """The living nodes of `ray.nodes()`."""
+    return [node["Resources"] for node in nodes if node["Alive"]]
+
+
+def nodes_of_yaml(path: str | Path) -> list[Node]:
+    """The nodes that a cluster file allows when it is scaled up all the way."""
+    import yaml
+
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: there is no such cluster file")
+    values = yaml.safe_load(Path(path).read_text())
+    nodes: list[Node] = []
+    for name, kind in values["available_node_types"].items():
+        count = 1 if name == values["head_node_type"] else kind.get("max_workers", values["max_workers"])
+        nodes += [kind["resources"]] * count
+    return nodes
+
+
+def check_placement(needs: Sequence[Need], nodes: Sequence[Node]) -> list[Counter[str]]:
+    """The roles on every node. Raises `ValueError` of at most three lines that says what is missing and what helps."""
+    if not nodes:
+        raise ValueError("the cluster has no nodes")
+    for resource in ("GPU", "CPU", "memory"):
+        _check_total(resource, needs, nodes)
+    for need in needs:
+        _check_gpu_memory(need, nodes)
+    return _pack(needs, nodes)
+
+
+def _asks(need: Need) -> dict[str, float]:
+    """What one process takes of a node."""
+    return {"GPU": need.gpus, "CPU": need.cpus, "memory": need.node_memory}
+
+
+def _check_gpu_memory(need: Need, nodes: Sequence[Node]) -> None:
+    sizes = [gpu_memory(node) for node in nodes if node.get("GPU", 0)]
+    if not need.gpus or not sizes or 0 in sizes or need.total <= max(sizes) * need.gpu_share:
+        return
+    largest = sorted(need.parts, key=lambda part: -need.parts[part])[:3]
+    parts = ", ".join(f"{part} {gb(need.parts[part])}" for part in largest)
+    share = "" if need.gpu_share == 1 else f"{need.gpu_share:g} of "
+    if need.role == "engine":
+        fix = "engine.gpus=2 (tensor parallel), a larger engine.memory_utilization or a smaller engine.max_model_len"
+    else:
+        fix = "more learner.num_ranks, model.lora.rank=16, a smaller learner.tokens_per_pack or algorithm.kl_coef=0"
+    raise ValueError(
+        f"{need.role}: needs {gb(need.total)} of GPU memory, and may take {share}{gb(max(sizes))}.\n"
+        f"Most of it: {parts}.\nWhat helps: {fix}."
+    )
+
+
+def _check_total(resource: str, needs: Sequence[Need], nodes: Sequence[Node]) -> None:
+    if resource == "memory" and not all("memory" in node for node in nodes):
+        return
+    asked = sum(need.count * _asks(need)[resource] for need in needs)
+    there = sum(node.get(resource, 0) for node in nodes)
+    if asked <= there + 1e-6:
+        return
+    by_role = ", ".join(
+        f"{need.count} x {need.role} {_amount(resource, _asks(need)[resource])}"
+        for need in needs
+        if _asks(need)[resource]
+    )
+    raise ValueError(
+        f"the run asks for {_amount(resource, asked)}, the cluster has {_amount(resource, there)}: {by_role}.\n"
+        f"What helps: {_fix(resource, needs, there)}."
+    )
+
+
+def _amount(resource: str, amount: float) -> str:
+    if resource == "memory":
+        return f"{gb(amount)} of memory"
+    return f"{amount:g} {resource}{'' if amount == 1 else 's'}"
+
+
+def _fix(resource: str, needs: Sequence[Need], there: float) -> str:
+    by_role = {need.role: need for need in needs}
+    engine, learner = by_role["engine"], by_role["learner rank"]
+    if resource == "memory":
+        return "a smaller engine.kv_cache_gb or learner.tokens_per_pack, or a machine with more memory"
+    if resource == "GPU" and not there:
+        return "engine.gpus=0 learner.gpus=0 to run on CPUs, or a cluster with GPUs"
+    left = there - sum(need.count * _asks(need)[resource] for need in needs if need is not learner)
+    ranks = int((left + 1e-6) / _asks(learner)[resource]) if _asks(learner)[resource] else 0
+    if ranks >= 1:
+        return f"learner.num_ranks={ranks}, or add nodes"
+    if engine.count > 1:
+        return f"fewer engines (engine.num_engines={engine.count - 1}), or add nodes"
+    if resource == "CPU":
+        return "fewer asynchrony.num_env_workers, smaller shares such as asynchrony.env_cpus=0.1, or add nodes"
+    return "smaller shares such as engine.gpus=0.5 learner.gpus=0.5, or add nodes"
+
+
+def _pack(needs: Sequence[Need], nodes: Sequence[Node]) -> list[Counter[str]]:
+    """Largest first. What needs GPUs is packed; what needs none is spread, off the nodes that have some."""
+    left = [dict(node) for node in nodes]
+    placed: list[Counter[str]] = [Counter() for _ in nodes]
+    for need in sorted(needs, key=lambda need: (-need.gpus, -need.cpus, -need.node_memory)):
+        asks = {name: amount for name, amount in _asks(need).items() if amount}
+        for number in range(need.count):
+            fitting = [
+                i
+                for i, node in enumerate(left)
+                if all(
+                    amount <= node.get(name, 0 if name != "memory" else amount) + 1e-6 for name, amount in asks.items()
+                )
+            ]
+            if not fitting:
+                free = max(left, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)))
+                wanted = ", ".join(_amount(name, amount) for name, amount in asks.items())
+                most = ", ".join(_amount(name, free.get(name, 0)) for name in asks)
+                raise ValueError(
+                    f"{need.role} {number + 1} of {need.count} needs {wanted} on one node.\n"
+                    f"The node with the most left has {most}.\n"
+                    "What helps: fewer of them, smaller ones, or larger nodes."
+                )
+            best = min(fitting, key=functools.partial(_cost, need, nodes, left))
+            placed[best][need.role] += 1
+            for name, amount in asks.items():
+                if name in left[best]:
+                    left[best][name] -= amount
+    return placed
+
+
+def _cost(need: Need, nodes: Sequence[Node], left: Sequence[Node], i: int) -> tuple[float, float]:
+    """The node where this is least is the one to take."""
+    if need.gpus:
+        return left[i].get("GPU", 0), left[i].get("CPU", 0)
+    if not need.cpus:
+        return float(i), 0.0  # the driver is on the head, which comes first
+    return nodes[i].get("GPU", 0), -left[i].get("CPU", 0)
+
+
+def placement_table(placed: Sequence[Counter[str]], nodes: Sequence[Node]) -> str:
+    """Where everything goes, a line a node that has something on it."""
+    lines = ["placement"]
+    for i, (roles, node) in enumerate(zip(placed, nodes, strict=True)):
+        size = f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs"
+        memory = f", {gb(node['memory'])}" if "memory" in node else ""
+        here = ", ".join(f"{count} x {role}" for role, count in roles.items())
+        lines.append(f"  {f'node {i} ({size}{memory})':44} {here or '-'}")
+    return "\n".join(lines)
+
+
+def check_run(config: RunConfig, nodes: Sequence[Node] | None = None) -> str:
+    """The tables of memory and placement. `nodes` not given: this machine.
+
+    Raises `ValueError` of at most three lines where the run does not fit.
+    """
+    nodes = this_machine() if nodes is None else nodes
+    shape = shape_of(config.model.path)
+    needs = needs_of(config, shape)
+    return _about_memory(config, shape) + "\n" + placement_table(check_placement(needs, nodes), nodes)
+
+
+def _about_memory(config: RunConfig, shape: ModelShape | None) -> str:
+    if shape is None:
+        return f"memory: unknown, like the sizes of {config.model.path}"
+    return memory_table(needs_of(config, shape), shape)
+
+
+def dry_run(config: RunConfig, nodes: Sequence[Node] | None = None) -> tuple[str, bool]:
+    """What `--dry-run` prints: the run as resolved, the memory of each role, where it is placed or why it is not.
+
+    And whether it fits.
+    """
+    try:
+        return config.to_json() + check_run(config, nodes), True
+    except ValueError as error:  # the rest is told all the same
+        about = _about_memory(config, shape_of(config.model.path))
+        return f"{config.to_json()}{about}\nplacement: does not fit\n{error}", False

@@ -1,0 +1,143 @@
+"""Perception-enhanced cold start: examples of a teacher's answers, each with the board described as it truly is.
+
+    seed -> state (from a mix of sources) -> teacher -> Example -> parquet -> g1_ray.coldstart.sft
+
+Example i depends on the seed and on i alone, so a data set is the same however many processes made it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import numpy as np
+
+from envs import Codec, Game, State, Task
+from envs.rewards import reward_named
+from envs.teacher import Lesson, Novice, Oracle, Teacher
+from g1_ray.coldstart.config import LessonConfig, TeacherConfig
+from g1_ray.evaluation.endpoint import Endpoint, EndpointConfig
+from g1_ray.rollout.starts import draw
+from g1_ray.seeds import seed_of
+
+CHUNK = 128
+"""Examples that a process makes at a time."""
+PATIENCE = 32
+"""Unusable answers in a row after which an endpoint is given up."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A state and what a teacher answers to it."""
+
+    game: str
+    """Name of the game in the config."""
+    state: State
+    answer: str
+    action: int
+    erred: bool
+    source: str
+    """Where the state came from: fresh, random_walk, policy or oracle_backward."""
+
+
+class Unusable(ValueError):
+    """An answer that nothing can be learned from; the message says why."""
+
+
+class EndpointTeacher:
+    """A teacher behind an endpoint, with the true board put into its answers."""
+
+    def __init__(self, task: Task, config: EndpointConfig) -> None:
+        self.endpoint, self._task, self.codec = Endpoint(config), task, Codec(task)
+        self._prompt = self.codec.prompt()
+
+    def answer(self, game: Game, rng: np.random.Generator) -> Lesson:
+        """The endpoint's answer with the true board in place of what it saw. Raises `Unusable` where it has no move."""
+        reply = self.endpoint.ask(State.of(self._task, game), self._prompt, int(rng.integers(1 << 31)))
+        read = self.codec.read(reply.text)
+        if read.action is None:
+            raise Unusable(str(read.cause))
+        if not (read.thinking or "").strip():
+            raise Unusable("no thinking")
+        text = self.codec.write(game.perception(), (read.thinking or "").strip(), read.action)
+        return Lesson(text, read.action, False)
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes the examples of one game. States that a policy visits are visited by the erring oracle."""
+
+    game: LessonConfig
+    teacher: TeacherConfig
+    seed: int
+
+    @functools.cached_property
+    def parts(self) -> tuple[Task, Oracle, Teacher]:
+        """The task, the policy and the teacher."""
+        task = self.game.task()
+        oracle = Oracle(task, self.game.err)
+        match self.teacher.kind:
+            case "oracle":
+                return task, oracle, oracle
+            case "novice":
+                return task, oracle, Novice(task)
+        return task, oracle, EndpointTeacher(task, self.teacher)
+
+    def __call__(self, index: int) -> Example | str:
+        """Example number `index`, or why there is none."""
+        tries = [self._try(index, number) for number in range(self.game.longest_of if index % 2 else 1)]
+        usable = [example for example in tries if isinstance(example, Example)]
+        return max(usable, key=lambda example: len(example.answer)) if usable else tries[0]
+
+    def _try(self, index: int, number: int) -> Example | str:
+        task, policy, teacher = self.parts
+        # The first try is the example that there would be without others.
+        seed = seed_of("example", self.seed, self.game.name, index, *([number] if number else []))
+        state, source = draw(task, self.game.states, seed, reward_named(self.game.reward), policy)
+        try:
+            lesson = teacher.answer(state.game(), np.random.default_rng(seed))
+        except Unusable as error:
+            return str(error)
+        return Example(self.game.name, state, lesson.text, lesson.action, lesson.erred, source)
+
+    def chunk(self, indices: Sequence[int]) -> list[Example | str]:
+        """Several of them."""
+        return [self(index) for index in indices]
+
+    def executor(self, workers: int) -> tuple[Executor, int]:
+        """What makes examples side by side, and how many it makes at a time."""
+        if self.teacher.kind == "endpoint":
+            return ThreadPoolExecutor(self.teacher.concurrency), 1
+        return ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")), CHUNK
+
+
+def make_examples(
+    maker: Maker, num: int, workers: int = 0, skipped: Callable[[str], None] = lambda cause: None
+) -> Iterator[Example]:
+    """The first `num` usable examples, in order; `workers`: processes, 0: one a core. `skipped` hears of the others.
+
+    Raises `ValueError` where a teacher's answers are of no use.
+    """
+    executor, size = maker.executor(workers)
+    with executor as pool:
+        made, bad, first = 0, 0, 0
+        while made < num:
+            # Chunks never depend on how many are still wanted, so neither do examples on how many are made.
+            chunks = [range(at, at + size) for at in range(first, first + num - made, size)]
+            first = chunks[-1].stop
+            for chunk in pool.map(maker.chunk, chunks):
+                for example in chunk:
+                    if isinstance(example, str):
+                        bad += 1
+                        skipped(example)
+                        if bad == PATIENCE:
+                            raise ValueError(f"{maker.game.name}: {bad} unusable answers in a row, the last: {example}")
+                        continue
+                    bad = 0
+                    if made < num:
+                        made += 1
+                        yield example

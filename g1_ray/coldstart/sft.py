@@ -1,0 +1,226 @@
+"""Supervised fine-tuning of a VLM of the Qwen2-VL family on a teacher's answers: loss on their tokens only.
+
+Every step takes a share of its batch from each game, each in one forward pass: there prompts are the same and pictures
+are of one size. Which examples a step takes depends on the seed and the step alone, so a resumed run goes on as if it
+had never stopped. One process, on a GPU where there is one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
+
+from envs import State, Task
+from g1_ray.coldstart.config import SftConfig
+from g1_ray.coldstart.examples import Example
+from g1_ray.files import Journal, read_lines, write_json, write_lines, written
+from g1_ray.learner.attention import CHUNKS
+from g1_ray.learner.policy import vision_tower
+from g1_ray.models.chat import Chat
+from g1_ray.runs.curves import save_curves
+from g1_ray.seeds import seed_of
+from g1_ray.types import Ints
+
+OPTIMIZER = "optimizer.safetensors"
+TRAINER = "trainer.json"
+
+
+@dataclass(frozen=True)
+class Lot:
+    """The examples of one task, ready for a model."""
+
+    task: Task
+    prompt: Ints
+    """[P] the same for all, pads expanded."""
+    answers: list[Ints]
+    """[C] each, end token included."""
+    states: list[State]
+    share: float
+    """Of every batch."""
+
+
+def make_lot(chat: Chat, examples: Sequence[Example], share: float) -> Lot:
+    """The tokens of examples, all of one task."""
+    task = examples[0].state.task
+    if any(example.state.task != task for example in examples):
+        raise ValueError(f"{examples[0].game}: examples of several tasks under one name; give each its own")
+    texts = chat.tokenizer([example.answer for example in examples], add_special_tokens=False)["input_ids"]
+    answers = [np.array([*ids, chat.eos_token_id], np.int32) for ids in texts]
+    states = [example.state for example in examples]
+    return Lot(task, chat.prompt([(states[0], None)]).token_ids, answers, states, share)
+
+
+class Trainer:
+    """A model in training: weights, optimizer and the number of steps made."""
+
+    def __init__(self, path: str | Path, config: SftConfig, steps: int, seed: int) -> None:
+        self.chat = Chat(path)
+        self.config, self.steps, self.seed = config, steps, seed
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).to(self.device).train()
+        tower = vision_tower(self.model)
+        if tower is not None:
+            tower.config._attn_implementation = CHUNKS
+            tower.requires_grad_(not config.freeze_vision)
+        if config.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.weights = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        of = config.optimizer
+        self.optimizer = torch.optim.AdamW(
+            self.weights.values(), lr=of.lr, betas=of.betas, weight_decay=of.weight_decay, fused=True
+        )
+        self.step = 0
+        self._positions: dict[tuple[Task, int], torch.Tensor] = {}
+
+    def lr(self, step: int) -> float:
+        """The learning rate of a step: up linearly, then down along a cosine."""
+        of, floor = self.config.optimizer, self.config.final_lr
+        if step < of.warmup_steps:
+            return of.lr * (step + 1) / of.warmup_steps
+        along = (step - of.warmup_steps) / max(1, self.steps - of.warmup_steps)
+        return of.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, along))))
+
+    def update(self, lots: Sequence[Lot]) -> dict[str, float]:
+        """One optimizer step; returns its loss (nats a token), share of tokens foretold, gradient norm and tokens."""
+        drawn = [(lot, self._indices(lot)) for lot in lots]
+        tokens = sum(len(lot.answers[i]) for lot, indices in drawn for i in indices)
+        loss, right = 0.0, 0
+        for lot, indices in drawn:
+            for at in range(0, len(indices), self.config.micro_batch):
+                part, hits = self.loss(lot, indices[at : at + self.config.micro_batch])
+                (part / tokens).backward()
+                loss, right = loss + part.item() / tokens, right + hits
+        norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), self.config.optimizer.max_grad_norm)
+        lr = self.lr(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return {"loss": loss, "token_acc": right / tokens, "grad_norm": float(norm), "lr": lr, "tokens": tokens}
+
+    def _indices(self, lot: Lot) -> list[int]:
+        """The examples that this step takes from a lot: the next of an order that is drawn anew each time round."""
+        num, size = max(1, round(self.config.batch_size * lot.share)), len(lot.answers)
+        first, end = self.step * num, (self.step + 1) * num
+        orders = [
+            np.random.default_rng(seed_of("order", self.seed, lot.task.name, turn)).permutation(size)
+            for turn in range(first // size, (end - 1) // size + 1)
+        ]
+        start = first % size
+        return [int(index) for index in np.concatenate(orders)[start : start + num]]
+
+    def loss(self, lot: Lot, indices: Sequence[int]) -> tuple[torch.Tensor, int]:
+        """The summed cross entropy of the answers' tokens, and how many of them were the likeliest."""
+        answers = [lot.answers[i] for i in indices]
+        longest, prompt = max(map(len, answers)), len(lot.prompt)
+        # Answers of other lengths are filled up at their end, where a causal model's earlier tokens don't see it.
+        ids = np.zeros((len(answers), prompt + longest), np.int64)
+        ids[:, :prompt] = lot.prompt
+        wanted = np.zeros(ids.shape, np.bool_)
+        for row, answer in enumerate(answers):
+            ids[row, prompt : prompt + len(answer)] = answer
+            wanted[row, prompt : prompt + len(answer)] = True
+        pixels, grid = self.chat.pixel_values([lot.states[i] for i in indices])
+        tokens, labels = torch.from_numpy(ids).to(self.device), torch.from_numpy(wanted[:, 1:]).to(self.device)
+        grids = torch.from_numpy(grid).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._mixed):
+            hidden = self.model.model(
+                input_ids=tokens,
+                position_ids=self._position_ids(lot, tokens, grids[:1]),
+                pixel_values=torch.from_numpy(pixels).to(self.device),
+                image_grid_thw=grids,
+                use_cache=False,
+            ).last_hidden_state
+            logits = self.model.lm_head(hidden[:, :-1][labels])
+        target = tokens[:, 1:][labels]
+        return torch.nn.functional.cross_entropy(logits.float(), target, reduction="sum"), int(
+            (logits.argmax(-1) == target).sum()
+        )
+
+    @property
+    def _mixed(self) -> bool:
+        return self.device.type == "cuda" and self.config.dtype == "bfloat16"
+
+    def _position_ids(self, lot: Lot, tokens: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+        """[3, batch, length] the same for every row, and worked out once: the model does it token by token."""
+        key = lot.task, tokens.shape[1]
+        if key not in self._positions:
+            row = tokens[:1]
+            kinds = (row == self.chat.image_token_id).long()
+            self._positions[key] = self.model.model.get_rope_index(row, image_grid_thw=grid, mm_token_type_ids=kinds)[0]
+        return self._positions[key].expand(-1, len(tokens), -1)
+
+    def save(self, folder: Path) -> None:
+        """Writes the model in the Hugging Face format, with what training needs to go on: whole, or not at all."""
+        moments = {
+            f"{name}.{kind}": state[kind].contiguous()
+            for name, weight in self.weights.items()
+            if (state := self.optimizer.state.get(weight))
+            for kind in ("step", "exp_avg", "exp_avg_sq")
+        }
+        with written(folder) as beside:
+            self.model.save_pretrained(beside)
+            self.chat.processor.save_pretrained(beside)
+            save_file(moments, beside / OPTIMIZER)
+            write_json(beside / TRAINER, {"step": self.step, "steps": self.steps, "seed": self.seed})
+
+    def resume(self, folder: Path) -> None:
+        """Goes on from what `save` wrote; the weights are loaded by giving `folder` as the model's path."""
+        told = json.loads((folder / TRAINER).read_text())
+        if told["seed"] != self.seed:
+            raise ValueError(f"{folder}: was trained with seed {told['seed']}, not {self.seed}")
+        moments = load_file(folder / OPTIMIZER)
+        for name, weight in self.weights.items():
+            self.optimizer.state[weight] = {
+                kind: moments[f"{name}.{kind}"].to(weight.device) for kind in ("step", "exp_avg", "exp_avg_sq")
+            }
+        self.step = told["step"]
+
+
+def fit(trainer: Trainer, lots: Sequence[Lot], out: Path, show: Callable[[str], None] = print) -> dict[str, float]:
+    """Trains to the last step; returns the last metrics.
+
+    Writes a line in out/metrics.jsonl for each, checkpoints in out/checkpoints, and at the end out/curves.png. A run
+    that goes on drops the lines after its checkpoint.
+    """
+    journal = Journal(out / "metrics.jsonl")
+    lines = read_lines(journal.path)[: trainer.step]
+    write_lines(journal.path, lines)
+    metrics: dict[str, float] = lines[-1] if lines else {}
+    config, started, first = trainer.config, time.monotonic(), trainer.step
+    with contextlib.closing(journal):
+        while trainer.step < trainer.steps:
+            metrics = trainer.update(lots)
+            if not math.isfinite(metrics["loss"]):
+                raise FloatingPointError(f"step {trainer.step}: the loss is {metrics['loss']}")
+            passed = time.monotonic() - started
+            metrics = {"step": trainer.step, **metrics, "seconds": round(passed, 2)}
+            journal.append(metrics)
+            if trainer.step % config.log_every == 0 or trainer.step == trainer.steps:
+                left = passed / (trainer.step - first) * (trainer.steps - trainer.step)
+                show(
+                    f"step {trainer.step}/{trainer.steps}  loss {metrics['loss']:.4f}  "
+                    f"tokens right {metrics['token_acc']:.3f}  {left:.0f} s left"
+                )
+            if config.checkpoint_every and trainer.step % config.checkpoint_every == 0:
+                trainer.save(out / "checkpoints" / f"step-{trainer.step}")
+    trainer.save(out / "checkpoints" / f"step-{trainer.step}")
+    save_curves(out)
+    return metrics
+
+
+def last_checkpoint(out: Path) -> Path | None:
+    """The newest checkpoint of a run, if it has one."""
+    found = [path for path in (out / "checkpoints").glob("step-*") if (path / TRAINER).is_file()]
+    return max(found, key=lambda path: int(path.name.partition("-")[2]), default=None)

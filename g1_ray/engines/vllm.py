@@ -1,0 +1,252 @@
+"""Answers from vLLM: an `AsyncLLM` that gets token ids and `pixel_values`, and so tokenises and resizes nothing.
+
+    generate -> EngineInput (ids, pixel values, their hash) -> EngineCore process -> ids, logprobs, policy versions
+
+A sync pauses between two steps and keeps what is in flight: those answers go on under the new weights over the keys and
+values of the old ones, and say of every token which version sampled it. Nothing that arrives after a sync is computed
+from a cache older than it: the prefix cache is salted with the version, and where the vision tower trains, so are the
+pictures' names in the encoder cache. (vLLM can't clear its prefix cache while requests are in flight.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import logging
+import os
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs import State
+from g1_ray.engines.base import EngineBase
+from g1_ray.engines.weight_sync import SyncReport, check_names, check_version, packed_names, weights_file
+from g1_ray.seeds import seed_of
+from g1_ray.types import Completion, Floats, Ints, Prompt, Request, Sampling
+
+log = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from vllm.outputs import CompletionOutput, RequestOutput
+
+
+class VLLMEngine(EngineBase):
+    """An inference engine around vLLM.
+
+    Log-probabilities are of softmax(logits / temperature) over the whole vocabulary where `sampling.temperature` is 1;
+    at any other temperature vLLM gives those of the distribution that it samples from, in which vision tokens, and
+    tokens that `top_p` cuts off, have no share.
+    """
+
+    async def start(self) -> None:
+        """Loads the model."""
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        if not self._config.gpus:
+            # The engine's process does the work itself, which saves a process and its messages, and compiles nothing,
+            # which takes longer than it saves.
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+        import torch
+        from transformers import AutoConfig, AutoModelForImageTextToText
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from g1_ray.models.chat import Chat
+
+        self._chat = Chat(self._path)
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(self._path))
+        self._parameters = frozenset(name for name, _ in model.named_parameters())
+        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._arguments()))
+        self._ids = itertools.count()
+        self._open = asyncio.Event()
+        self._open.set()
+        self._sync = asyncio.Lock()
+        await self._llm.update_weight_version("0")
+        log.info("%s answers, %s", self._path, self._dtype)
+
+    def _arguments(self) -> dict[str, Any]:
+        from vllm.config import WeightTransferConfig
+
+        config = self._config
+        arguments: dict[str, Any] = {
+            "model": self._path,
+            "dtype": self._dtype,
+            "max_model_len": config.max_model_len,
+            "max_num_seqs": config.max_num_seqs,
+            "enable_prefix_caching": True,
+            "mm_processor_cache_gb": 0,
+            "mm_device_do_normalize": False,  # pixel values come normalised
+            "limit_mm_per_prompt": {"video": 0},
+            "generation_config": "vllm",
+            "logprobs_mode": "raw_logprobs" if self._sampling.temperature == 1 else "processed_logprobs",
+            "disable_log_stats": True,
+            "worker_extension_cls": "g1_ray.engines.vllm_worker.Worker",
+            "weight_transfer_config": WeightTransferConfig(backend="file"),
+        }
+        if config.gpus:
+            return arguments | {
+                "gpu_memory_utilization": config.memory_utilization,
+                "tensor_parallel_size": max(1, int(config.gpus)),
+                "enforce_eager": config.enforce_eager,
+            }
+        return arguments | {
+            "kv_cache_memory_bytes": int(config.kv_cache_gb * 2**30),
+            "distributed_executor_backend": "uni",
+            "enforce_eager": True,
+            "block_size": 32,  # of the prefix cache, in tokens: prompts of tiny models are short
+            # A request with a seed whose prompt is computed in two parts brings vLLM 0.32 down on a CPU.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(8192, config.max_model_len),
+        }
+
+    async def stop(self) -> None:
+        """See `Engine`."""
+        self._llm.shutdown()
+
+    async def version(self) -> int:
+        """The policy version it samples from, as vLLM itself states it."""
+        return int(await self._llm.get_weight_version())
+
+    async def generate(
+        self, requests: Sequence[Request], sampling: Sampling | None = None
+    ) -> list[tuple[Completion, ...]]:
+        """See `Engine`."""
+        self._check(requests)
+        chosen = sampling or self._sampling
+        return await asyncio.gather(*(self._answer(request, chosen) for request in requests))
+
+    async def logprobs(self, sequences: Sequence[tuple[Prompt, Ints]]) -> list[Floats]:
+        """See `Engine`."""
+        return await asyncio.gather(*(self._score(prompt, ids) for prompt, ids in sequences))
+
+    async def load_policy(self, weights: NDArray[np.uint8], version: int) -> SyncReport:
+        """See `Engine`."""
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        async with self._sync:
+            check_version(self._version, version)
+            check_names(packed_names(weights), self._parameters)
+            with weights_file(weights) as path:
+                self._open.clear()
+                started = time.perf_counter()
+                await self._llm.pause_generation(mode="keep", clear_cache=False)
+                paused = time.perf_counter()
+                await self._llm.start_weight_update()
+                await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"path": str(path)}))
+                await self._llm.finish_weight_update(weight_version=str(version))
+                loaded = time.perf_counter()
+            await self._llm.reset_prefix_cache()
+            self._version = version
+            await self._llm.resume_generation()
+            self._open.set()
+        ended = time.perf_counter()
+        log.info("policy version %d after %.2f s", version, ended - started)
+        return SyncReport(version, len(weights), pause_s=ended - started, load_s=loaded - paused)
+
+    async def _answer(self, request: Request, sampling: Sampling) -> tuple[Completion, ...]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            n=request.num_answers,
+            seed=seed_of("answers", request.seed) >> 1,  # vLLM gives answer i the seed + i
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            stop_token_ids=[self._chat.eos_token_id],
+            logit_bias=dict.fromkeys(self._chat.vision_token_ids, float("-inf")),
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        output = await self._run(request.prompt, request.prompt.token_ids, params)
+        return tuple(self._completion(answer) for answer in output.outputs)
+
+    def _completion(self, output: CompletionOutput) -> Completion:
+        token_ids = np.asarray(output.token_ids, np.int32)
+        logprobs, spans = output.logprobs, output.weight_versions
+        assert logprobs is not None and spans is not None and output.finish_reason in ("stop", "length"), output
+        versions = np.repeat([int(span.version) for span in spans], [span.end - span.start for span in spans])
+        values = np.asarray(logprobs.logprobs, np.float32)[logprobs.start_indices]
+        assert len(token_ids) == len(values) == len(versions)
+        return Completion(token_ids, values, versions.astype(np.int32), output.finish_reason)
+
+    async def _score(self, prompt: Prompt, completion: Ints) -> Floats:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        start = len(prompt.token_ids)
+        whole = np.concatenate([prompt.token_ids, completion])
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            prompt_logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        output = await self._run(prompt, whole, params)
+        assert output.prompt_logprobs is not None
+        pairs = zip(completion.tolist(), output.prompt_logprobs[start:], strict=True)
+        return np.array([at[token].logprob for token, at in pairs if at is not None], np.float32)
+
+    async def _run(self, prompt: Prompt, token_ids: Ints, params: Any) -> RequestOutput:
+        """Runs a request to its end."""
+        await self._open.wait()
+        stream = self._llm.generate(self._input(prompt, token_ids), params, str(next(self._ids)))
+        (output,) = [output async for output in stream]
+        assert output.finished and output.prompt_token_ids == token_ids.tolist()
+        return output
+
+    def _input(self, prompt: Prompt, token_ids: Ints) -> Any:
+        """What vLLM's own processor would make of ids and pictures; pictures of equal states are computed once."""
+        from vllm.inputs.engine import mm_input, tokens_input
+
+        salt = f"policy {self._version}"
+        if not prompt.states:
+            return tokens_input(token_ids.tolist(), cache_salt=salt)
+        from vllm.multimodal.inputs import PlaceholderRange
+
+        is_image = np.concatenate([[False], prompt.token_ids == self._chat.image_token_id, [False]])
+        edges = np.flatnonzero(is_image[1:] != is_image[:-1]).reshape(-1, 2)
+        ranges = [PlaceholderRange(offset=start, length=end - start) for start, end in edges.tolist()]
+        assert [each.length for each in ranges] == [self._chat.pads(state.task) for state in prompt.states]
+        return mm_input(
+            token_ids.tolist(),
+            mm_kwargs={"image": [self._image(state) for state in prompt.states]},
+            mm_hashes={"image": [self._name(state) for state in prompt.states]},
+            mm_placeholders={"image": ranges},
+            cache_salt=salt,
+        )
+
+    def _image(self, state: State) -> Any:
+        """A picture as a processed item of vLLM."""
+        import torch
+        from vllm.multimodal.inputs import (
+            MultiModalBatchedField,
+            MultiModalFieldElem,
+            MultiModalFlatField,
+            MultiModalKwargsItem,
+        )
+
+        pixel_values, grid_thw = (torch.from_numpy(array) for array in self._chat.pixel_values([state]))
+        flat = MultiModalFlatField(slices=[slice(0, len(pixel_values))])
+        return MultiModalKwargsItem(
+            {
+                "pixel_values": MultiModalFieldElem(pixel_values, flat),
+                "image_grid_thw": MultiModalFieldElem(grid_thw[0], MultiModalBatchedField(keep_on_cpu=True)),
+            }
+        )
+
+    def _name(self, state: State) -> str:
+        """What the encoder and prefix caches call the picture of a state: its task, board and looks."""
+        game = state.game()
+        shown = hashlib.sha256(state.task.to_json().encode())
+        shown.update(np.ascontiguousarray(game.perception()).tobytes())
+        shown.update(np.ascontiguousarray(game.looks).tobytes())
+        return shown.hexdigest() if self._freeze_vision else f"{shown.hexdigest()} {self._version}"

@@ -1,0 +1,176 @@
+"""Every player on every game, as Ray tasks.
+
+    jobs (job.py) -> news -> the evaluation's folder (folder.py) -> results
+
+What is in the folder is not played again, and no answer in it is asked for again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from g1_ray.cluster.join import PROCESS_ENV
+from g1_ray.config import RunConfig
+from g1_ray.evaluation.folder import EvaluationFolder, Protocol
+from g1_ray.evaluation.job import Answered, Entry, Failed, Job, LabOver, News, RunOver, Troubled, work
+from g1_ray.evaluation.lab import Lab
+from g1_ray.evaluation.play import Run
+from g1_ray.evaluation.players import Asked, Classic, Model
+from g1_ray.evaluation.results import Result, result_of
+
+log = logging.getLogger(__name__)
+CHUNK = 10
+"""Seeds that a task plays, of players that are not asked."""
+TEMPERATURES = {"T=1": 1.0, "greedy": 0.0}
+"""How models answer in the table of a training run: as in training, and greedily."""
+
+
+@dataclass
+class Evaluation:
+    """Who plays what and how long, and what has come of it so far."""
+
+    entries: Sequence[Entry]
+    protocol: Protocol
+    folder: EvaluationFolder
+    runs: dict[tuple[str, str], list[Run]] = dataclasses.field(default_factory=dict)
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Players that gave no more replies -> why."""
+    troubles: dict[str, Counter[str]] = dataclasses.field(default_factory=dict)
+    """What went wrong on the way to a player's replies."""
+    lab: int = 0
+    """States that models are examined on."""
+    labs: list[Lab] = dataclasses.field(default_factory=list)
+    num_answers: int = 0
+    """That came in this time."""
+
+    @classmethod
+    def open(cls, path: Path, entries: Sequence[Entry], protocol: Protocol, lab: int = 0) -> Self:
+        """The evaluation that a folder is to hold, with what it holds of it. Raises `ValueError` for what can't be."""
+        _check(entries, protocol)
+        folder = EvaluationFolder(path, entries, protocol)
+        runs = {entry.key: folder.runs(entry) for entry in entries}
+        return cls(entries, protocol, folder, {key: its for key, its in runs.items() if its}, lab=lab)
+
+    def is_over(self, entry: Entry) -> bool:
+        """Whether all runs of an entry are there."""
+        return len(self.runs.get(entry.key, ())) == self.protocol.runs
+
+    def jobs(self, gpus: float = 0.0) -> list[Job]:
+        """What is left to do: models and endpoints first, as they take longest."""
+        left = [entry for entry in self.entries if not self.is_over(entry) or (self.lab and can_be_examined(entry))]
+        for entry in left:
+            self.runs.setdefault(entry.key, [])
+        known, seeds = self.folder.replies(), self.protocol.seeds
+        together: dict[str, list[Entry]] = {}
+        for entry in left:
+            if isinstance(entry.player, Asked):
+                together.setdefault(repr((entry.player.kind, entry.player.shared())), []).append(entry)
+        jobs = []
+        for entries in together.values():
+            keys = {entry.key for entry in entries}
+            theirs = {key: reply for key, reply in known.items() if key[:2] in keys}
+            jobs.append(Job(tuple(entries), seeds, self.protocol.moves, theirs, gpus, self.lab))
+        for entry in left:
+            if not isinstance(entry.player, Asked):
+                chunks = [seeds[i : i + CHUNK] for i in range(0, len(seeds), CHUNK)]
+                jobs += [Job((entry,), chunk, self.protocol.moves) for chunk in chunks]
+        return jobs
+
+    def hear(self, news: News) -> Entry | None:
+        """Takes in news; returns the entry that is over with it, if one is."""
+        match news:
+            case Answered():
+                self.folder.keep(news)
+                self.num_answers += 1
+            case Failed():
+                self.failed[news.player] = news.why
+                log.info("%s: %s", news.player, news.why)
+            case Troubled():
+                self.troubles.setdefault(news.player, Counter()).update(news.counts)
+            case LabOver():
+                self.labs.append(news.lab)
+            case RunOver() if len(self.runs[news.key]) < self.protocol.runs:
+                self.runs[news.key].append(news.run)
+                entry = next(entry for entry in self.entries if entry.key == news.key)
+                if self.is_over(entry):
+                    self.folder.write_runs(entry, self.runs[news.key])
+                    return entry
+        return None
+
+    def results(self, against: str = "") -> list[Result]:
+        """The lines of the table, of the entries that are over. `against`: the player whom scores are compared with."""
+        results = []
+        for entry in self.entries:
+            if self.is_over(entry):
+                (game, name), prices = entry.key, entry.player.prices
+                runs = sorted(self.runs[entry.key], key=lambda run: run.seed)
+                reference = () if name == against else self.runs.get((game, against), ())
+                results.append(result_of(game, name, runs, reference, prices))
+        return results
+
+
+def _check(entries: Sequence[Entry], protocol: Protocol) -> None:
+    keys = [entry.key for entry in entries]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"two players are called {key[1]!r} on {key[0]}; give one another name: NAME=PLAYER")
+    for entry in entries:
+        game = entry.game.task().new_game()
+        if not protocol.moves and game.endless and not game.options.horizon:
+            raise ValueError(f"{entry.game.name} with horizon=0 never ends: give moves or a horizon")
+
+
+def entries_of(config: RunConfig, models: Mapping[str, str]) -> list[Entry]:
+    """The table of a training run: classic players, `models` (paths by the names they are to have), the oracle."""
+    engine = config.engine.model_dump() | ({"kind": config.eval.engine} if config.eval.engine else {})
+    about = {"engine": engine, "dtype": config.model.dtype, "max_tokens": config.rollout.max_tokens}
+    asked = [
+        Model.model_validate({"name": f"{name}, {how}", "what": path, "temperature": value, **about})
+        for name, path in models.items()
+        for how, value in TEMPERATURES.items()
+    ]
+    classic = [Classic(what=name) for name in ("uniform", "random-legal", "teacher", "oracle")]
+    return [Entry(game, player) for game in config.games for player in (*classic[:-1], *asked, classic[-1])]
+
+
+def can_be_examined(entry: Entry) -> bool:
+    """Whether the lab can begin the player's answers."""
+    return isinstance(entry.player, Asked) and entry.player.in_lab
+
+
+def play_all(evaluation: Evaluation, tell: Callable[[Entry | None], None], timeout_s: float = 3600.0) -> None:
+    """Plays what is left, as Ray tasks on the cluster that this process is connected to.
+
+    `tell` is called with all news, and hears which entry is over with them, if one is.
+
+    Raises what a task raises, and `RuntimeError` where there are no news for `timeout_s`.
+    """
+    import ray
+
+    gpus = float(ray.cluster_resources().get("GPU", 0))
+    task = ray.remote(work)
+    options = {"num_returns": "streaming", "max_retries": 0, "runtime_env": {"env_vars": PROCESS_ENV}}
+    jobs = evaluation.jobs(gpus)
+    streams = [task.options(**options, **job.entries[0].player.needs(gpus)).remote(job) for job in jobs]
+    while streams:
+        ready, _ = ray.wait(streams, num_returns=1, timeout=timeout_s)
+        if not ready:
+            raise RuntimeError(f"no news of {len(streams)} tasks for {timeout_s:g} s")
+        for stream in ready:
+            try:
+                news = ray.get(next(stream), timeout=timeout_s)
+            except StopIteration:
+                streams.remove(stream)
+                continue
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, ValueError):  # what the user gave
+                    raise error.cause from None
+                raise
+            for item in news:
+                tell(evaluation.hear(item))

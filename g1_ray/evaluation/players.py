@@ -1,0 +1,332 @@
+"""Who plays in an evaluation: classic players, a recorded human, models, models behind endpoints.
+
+On the command line a player is `[NAME=]WHAT[?OPTION=VALUE&...]`: `oracle`, `human:me.parquet`, `cold=runs/coldstart`,
+`runs/demo?temperature=0&engine.kind=vllm`, `gpt=https://host/v1?model=gpt-x&key_env=API_KEY`. So is a game:
+`small=2048?size=3&tiles=numbers`.
+
+KINDS["mine"] = MyPlayer    in a module of your own, for `mine:WHAT`, or `module:mine` where that is not imported yet
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import re
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field, ValidationError, model_validator
+
+from envs import PLAYERS, Game, Perception, State, Task, game_spec
+from envs.codec import prompt_of
+from envs.options import nearest
+from envs.players import Choose
+from envs.registry import Registry, check_module
+from g1_ray.config import EngineConfig, GameConfig, Section
+from g1_ray.config_text import explain
+from g1_ray.engines.make import default_kind, make_engine
+from g1_ray.evaluation.endpoint import Endpoint, EndpointConfig
+from g1_ray.evaluation.lab import Lab, experiment
+from g1_ray.evaluation.play import Question, Reply, Stopped, ask_model
+from g1_ray.grammar import option_types, parse_spec, read_option
+from g1_ray.models.find import check_model, is_adapter, merge_adapter, model_path
+from g1_ray.types import Sampling
+
+CLASSIC = (*PLAYERS, "teacher")
+"""Players that look at the game itself; the teacher is the erring oracle of the cold start."""
+
+
+class Player(Section):
+    """Whoever plays: what all kinds have. A kind of your own is a subclass of `Chooser` or `Asked`."""
+
+    name: str = Field("", description="what it is called in tables; default: what it is")
+    kind: str
+    what: str = Field(description="a classic player, a file of moves, a model's folder or name, an endpoint's URL")
+
+    @model_validator(mode="after")
+    def _named(self) -> Player:
+        if not self.name:
+            object.__setattr__(self, "name", self.default_name())
+        return self
+
+    def default_name(self) -> str:
+        """What it is called where nothing is said."""
+        return self.what
+
+    def check(self) -> None:
+        """Raises `ValueError` for what only this machine or the network knows: a model that is not to be had."""
+
+    def needs(self, gpus: float) -> dict[str, float]:
+        """The resources of a Ray task in which it plays, on a cluster with so many GPUs."""
+        return {"num_cpus": 1}
+
+    @property
+    def prices(self) -> tuple[float, float]:
+        """For a million tokens of prompts, and of answers."""
+        return 0.0, 0.0
+
+
+class Chooser(Player):
+    """A player that looks at the game itself."""
+
+    def choose(self, task: Task, seed: int) -> Choose:
+        """What plays the run of a seed."""
+        raise NotImplementedError
+
+
+class Opened(NamedTuple):
+    """Asked players of one kind, ready to answer."""
+
+    ask: Callable[[Asked, Question], Awaitable[Reply]]
+    examine: Callable[[Any, str, Sequence[State]], Awaitable[Lab]] | None = None
+    """What the lab finds of a player on a game and states of it, where answers can be begun for them."""
+    troubles: Callable[[], dict[str, int]] = dict
+    """What went wrong on the way to the replies, and how often."""
+
+
+class Asked(Player):
+    """A player that is shown pictures and answers in text."""
+
+    in_lab: ClassVar[bool] = False
+    """Whether the lab can begin its answers."""
+
+    def shared(self) -> object:
+        """Equal for players that answer from one engine or one client."""
+        return self.name
+
+    @classmethod
+    def opened(
+        cls, players: Sequence[Any], tasks: Sequence[Task], gpus: float
+    ) -> contextlib.AbstractAsyncContextManager[Opened]:
+        """Opens what `shared` players answer from; `tasks` are the games that they will be asked about."""
+        raise NotImplementedError
+
+
+class Classic(Chooser):
+    """One of the players that come with the games."""
+
+    kind: Literal["classic"] = "classic"
+
+    @model_validator(mode="after")
+    def _check(self) -> Classic:
+        if self.what not in CLASSIC:
+            raise ValueError(f"what = {self.what!r} is no classic player{nearest(self.what, CLASSIC)}")
+        return self
+
+    def choose(self, task: Task, seed: int) -> Choose:
+        if self.what != "teacher":
+            return PLAYERS[self.what]
+        from envs.teacher import Oracle
+
+        return Oracle(task)
+
+
+class Human(Chooser):
+    """A person whose moves `g1-ray play --save` has kept."""
+
+    kind: Literal["human"] = "human"
+
+    @model_validator(mode="after")
+    def _check(self) -> Human:
+        if not Path(self.what).is_file():
+            raise ValueError(f"what = {self.what!r}: no such file; g1-ray play GAME --save FILE.parquet makes one")
+        return self
+
+    def choose(self, task: Task, seed: int) -> Choose:
+        """Plays the run again. Raises `ValueError` where there is none, or the boards are other ones."""
+        from g1_ray.evaluation.moves import read_runs
+
+        runs = {run.seed: run for run in read_runs(Path(self.what))}
+        if seed not in runs:
+            raise ValueError(f"{self.what}: no run of seed {seed}; it has {', '.join(map(str, sorted(runs)))}")
+        moves = iter(runs[seed].moves)
+
+        def choose(game: Game, rng: np.random.Generator) -> int:
+            move = next(moves, None)
+            if move is None:
+                raise Stopped
+            if not np.array_equal(move.state.game().perception(), game.perception()):
+                raise ValueError(f"{self.what}: seed {seed} was played on another game, or under another protocol")
+            assert move.action is not None, "a person's move is always one"
+            return move.action
+
+        return choose
+
+
+class Model(Asked):
+    """A model that is loaded here, by an engine."""
+
+    in_lab = True
+    kind: Literal["model"] = "model"
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int = Field(4096, ge=1, description="longest answer")
+    dtype: Literal["", "float32", "bfloat16"] = Field("", description="default: bfloat16 on a GPU")
+    engine: dict[str, Any] = Field({}, description="options of EngineConfig; the rest is as fits the cluster")
+
+    @model_validator(mode="after")
+    def _check(self) -> Model:
+        if not is_adapter(self.what):
+            model_path(self.what, "what")
+        checked = EngineConfig(**self.engine)
+        object.__setattr__(self, "engine", {key: getattr(checked, key) for key in self.engine})
+        return self
+
+    def check(self) -> None:
+        if not is_adapter(self.what):
+            check_model(self.what, f"player {self.name!r}")
+
+    def needs(self, gpus: float) -> dict[str, float]:
+        engine = self.resolved_engine(gpus, 1)
+        return {"num_cpus": engine.cpus, "num_gpus": engine.gpus}
+
+    def shared(self) -> object:
+        return self.what, sorted(self.engine.items()), self.dtype
+
+    @property
+    def sampling(self) -> Sampling:
+        """How it answers."""
+        return Sampling(self.temperature, self.top_p, self.max_tokens)
+
+    def resolved_engine(self, cluster_gpus: float, max_model_len: int) -> EngineConfig:
+        """Its engine: vLLM on a GPU where the cluster has one, else transformers, if not told otherwise."""
+        gpus = self.engine.get("gpus", min(cluster_gpus, 1))
+        return EngineConfig(**{"kind": default_kind(gpus), "gpus": gpus, "max_model_len": max_model_len, **self.engine})
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def opened(cls, players: Sequence[Model], tasks: Sequence[Task], gpus: float) -> AsyncIterator[Opened]:
+        """An engine for them alone. A LoRA adapter is merged into its model first."""
+        from transformers import AutoConfig
+
+        from g1_ray.models.chat import Chat
+
+        player = players[0]
+        with tempfile.TemporaryDirectory() as folder:
+            path = merge_adapter(player.what, folder) if is_adapter(player.what) else model_path(player.what)
+            chat = Chat(path)
+            longest = max(len(chat.prompt([(State.start(task, 0), None)]).token_ids) for task in tasks)
+            most = AutoConfig.from_pretrained(path).get_text_config().max_position_embeddings
+            room = min(most, longest + max(player.max_tokens for player in players))
+            config = player.resolved_engine(gpus, room)
+            dtype = player.dtype or ("bfloat16" if config.gpus else "float32")
+            engine = make_engine(path, config, dtype, Sampling())
+            await engine.start()
+            asks = {player.name: ask_model(chat, engine.generate, player.sampling) for player in players}
+
+            async def examine(player: Model, game: str, states: Sequence[State]) -> Lab:
+                return await experiment(game, player.name, states, chat, engine.generate, player.sampling)
+
+            try:
+                yield Opened(lambda player, question: asks[player.name](question), examine)
+            finally:
+                await engine.stop()
+
+
+class EndpointPlayer(EndpointConfig, Asked):
+    """A model behind an endpoint; `what` is its URL."""
+
+    kind: Literal["endpoint"] = "endpoint"
+    price_in: float = Field(0.0, ge=0, description="for a million tokens of prompts")
+    price_out: float = Field(0.0, ge=0, description="for a million tokens of answers")
+
+    @model_validator(mode="after")
+    def _check(self) -> EndpointPlayer:
+        if not self.model:
+            raise ValueError("an endpoint needs the name of its model: URL?model=NAME")
+        if self.key_env and not os.environ.get(self.key_env):
+            raise ValueError(f"key_env = {self.key_env!r}: that environment variable is not set")
+        object.__setattr__(self, "url", self.what)
+        return self
+
+    def default_name(self) -> str:
+        return self.model
+
+    def needs(self, gpus: float) -> dict[str, float]:
+        return {"num_cpus": 0.1}
+
+    @property
+    def prices(self) -> tuple[float, float]:
+        return self.price_in, self.price_out
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def opened(
+        cls, players: Sequence[EndpointPlayer], tasks: Sequence[Task], gpus: float
+    ) -> AsyncIterator[Opened]:
+        """As many requests at a time as it is to get."""
+        endpoint, loop = Endpoint(players[0]), asyncio.get_running_loop()
+        with ThreadPoolExecutor(players[0].concurrency) as pool:
+
+            async def ask(player: Asked, question: Question) -> Reply:
+                prompt = prompt_of(question.state.task)
+                return await loop.run_in_executor(pool, endpoint.ask, question.state, prompt, question.sampling_seed)
+
+            yield Opened(ask, troubles=functools.partial(dict, endpoint.troubles))
+
+
+KINDS: Registry[type[Player]] = Registry("kind of player", classic=Classic, human=Human, model=Model)
+KINDS["endpoint"] = EndpointPlayer
+
+
+def parse_player(text: str) -> Player:
+    """The player that the command line names. Raises `ValueError` of at most three lines."""
+    name, what, options = parse_spec(text)
+    kind, what = _kind_of(what)
+    engine = {key.removeprefix("engine."): options.pop(key) for key in list(options) if key.startswith("engine.")}
+    values: dict[str, Any] = {"name": name, "what": what, **options} | ({"engine": engine} if engine else {})
+    try:
+        return KINDS[kind].model_validate(values)
+    except ValidationError as error:
+        raise ValueError(explain(error, KINDS[kind], f"player {text!r}", ())) from None
+
+
+def _kind_of(what: str) -> tuple[str, str]:
+    """The kind of a player, and what it is without its kind's name."""
+    head, colon, rest = what.partition(":")
+    if what.startswith(("http://", "https://")):
+        return "endpoint", what
+    if colon and head in KINDS:
+        return head, rest
+    if re.fullmatch(r"[\w.]+:[\w-]+", what):
+        KINDS.find(check_module(what))
+        return rest, rest
+    if Path(what).is_dir() or (what not in CLASSIC and re.search(r"[/.\\]|^tiny-", what)):
+        return "model", what
+    return "classic", what  # a word that is no path: a mistake is answered with the players there are
+
+
+def parse_game(text: str) -> GameConfig:
+    """The game that the command line names, `[NAME=]GAME[?OPTION=VALUE&...]`.
+
+    Options are those of either axis, `preset`, `reward`, or an axis as a level: `reasoning=2`. Raises `ValueError`.
+    """
+    name, game, options = parse_spec(text)
+    axes = {"perception": option_types(Perception), "reasoning": option_types(game_spec(game).game_type.options_type)}
+    values: dict[str, Any] = {"game": game, "name": name}
+    try:
+        for key, value in options.items():
+            axis = next((axis for axis, types in axes.items() if key in types), "")
+            if key in ("preset", "reward"):
+                values[key] = value
+            elif key in axes and not value.isdecimal():
+                raise ValueError(f"{key}={value} is no level; give options by their own names")
+            elif key in axes:
+                values[key] = int(value)
+            else:
+                others = [*axes["perception"], *axes["reasoning"], "preset", "reward"]
+                values.setdefault(axis, {})[key] = read_option(key, value, axes.get(axis, {}), others)
+    except ValueError as error:
+        raise ValueError(f"{text!r}: {error}") from None
+    if not name and options:
+        values["name"] = re.sub(r"[^A-Za-z0-9_.-]+", "-", text.partition(":")[2] or text)
+    try:
+        return GameConfig.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(explain(error, GameConfig, f"game {text!r}", ())) from None

@@ -1,0 +1,173 @@
+"""What runs came to: means with intervals, paired differences on equal seeds, and the tables of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from g1_ray.evaluation.play import Run
+from g1_ray.evaluation.published import PAPER_SCORES
+from g1_ray.evaluation.stats import Mean, bootstrap_mean
+from g1_ray.files import write_json, write_text
+from g1_ray.rollout.judge import accuracies, share
+from g1_ray.tables import markdown
+
+DIGITS = 3
+"""Of shares in tables."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a player's runs on a game came to: means over runs have 95 % bootstrap intervals, means over moves none."""
+
+    game: str
+    player: str
+    runs: int
+    score: Mean
+    scoring: Mean
+    """Of the moves, in %."""
+    legal: Mean
+    """Of the moves, in %."""
+    regret: Mean
+    """Of a move: what the best legal move earns less what it earned, in the game's reward."""
+    boards: int
+    won: int
+    """Of the boards."""
+    p_acc: float
+    """Share of boards described without an error; NaN for players that describe none, like `cell_acc` and `r_acc`."""
+    cell_acc: float
+    """Share of cells described right."""
+    r_acc: float
+    """Share of moves that score, of those whose board was described without an error (the paper's R_acc)."""
+    unreadable: float
+    """Share of answers that could not be read."""
+    causes: Mapping[str, float]
+    """Share of the answers by why they could not be read."""
+    prompt_tokens: float
+    """A move."""
+    tokens: float
+    """Of an answer."""
+    seconds: float
+    """From asking to the answer."""
+    cost: float
+    """Of all runs, in the currency of the player's prices."""
+    difference: Mean | None = None
+    """Of the score from that of the reference player on the same seeds."""
+
+
+def result_of(
+    game: str, player: str, runs: Sequence[Run], reference: Sequence[Run] = (), prices: tuple[float, float] = (0, 0)
+) -> Result:
+    """The line of a table. `prices` are those of a million tokens of prompts and of answers."""
+    moves = [move for run in runs for move in run.moves]
+    described = [move for move in moves if move.perception_exact is not None]
+    exact = [bool(move.perception_exact) for move in described]
+    p_acc, r_acc = accuracies(exact, [move.gain > 0 for move in described])
+    causes = Counter(move.cause for move in moves if move.cause)
+    asked, told = (sum(getattr(move, name) for move in moves) for name in ("prompt_tokens", "tokens"))
+    theirs = {run.seed: run.score for run in reference}
+    pairs = [run.score - theirs[run.seed] for run in runs if run.seed in theirs]
+    return Result(
+        game=game,
+        player=player,
+        runs=len(runs),
+        score=bootstrap_mean([run.score for run in runs]),
+        scoring=bootstrap_mean([100 * run.scoring for run in runs]),
+        legal=bootstrap_mean([100 * run.legal for run in runs]),
+        regret=bootstrap_mean([float(np.mean([move.regret for move in run.moves])) for run in runs]),
+        boards=sum(run.boards for run in runs),
+        won=sum(run.successes for run in runs),
+        p_acc=p_acc,
+        cell_acc=float(np.mean([move.perception_share for move in described])) if described else float("nan"),
+        r_acc=r_acc,
+        unreadable=share([bool(move.cause) for move in moves]),
+        causes={cause: count / len(moves) for cause, count in causes.most_common()},
+        prompt_tokens=asked / len(moves),
+        tokens=told / len(moves),
+        seconds=sum(move.seconds for move in moves) / len(moves),
+        cost=(asked * prices[0] + told * prices[1]) / 1e6,
+        difference=bootstrap_mean(pairs) if pairs else None,
+    )
+
+
+def results_table(
+    results: Sequence[Result], reference: str = "", published: Collection[str] = ()
+) -> list[tuple[str, ...]]:
+    """Results as rows of text, the header first; columns without anything in them are left out.
+
+    What the paper gives for the games `published` stands below their results, and is marked.
+    """
+    rows, done = [_row(result, reference) for result in results], []
+    for i, row in enumerate(rows):
+        done.append(row)
+        game = results[i].game
+        if game in published and (i + 1 == len(rows) or results[i + 1].game != game):
+            for name, told in PAPER_SCORES.get(game, {}).items():
+                done.append({"game": game, "player": f"{name} (published)", "score": told})
+    known = dict.fromkeys(column for row in done for column in row)  # in the order of their first row
+    columns = [column for column in known if any(row.get(column) for row in done)]
+    return [tuple(columns), *(tuple(row.get(column, "") for column in columns) for row in done)]
+
+
+def _row(result: Result, reference: str) -> dict[str, str]:
+    def number(value: float, digits: int = DIGITS) -> str:
+        return f"{value:.{digits}f}" if value == value else ""
+
+    row = {
+        "game": result.game,
+        "player": result.player,
+        "score": str(result.score),
+        "moves that score, %": str(result.scoring),
+        "legal moves, %": str(result.legal),
+        "boards won": f"{result.won} of {result.boards}",
+        "regret a move": str(result.regret),
+    }
+    if reference:
+        row[f"score less {reference}'s"] = str(result.difference or "") if result.player != reference else ""
+    row |= {"P_acc": number(result.p_acc), "cells right": number(result.cell_acc), "R_acc": number(result.r_acc)}
+    if result.tokens or result.causes:
+        row["unreadable"] = number(result.unreadable) + (f", most {next(iter(result.causes))}" if result.causes else "")
+        row["tokens"] = number(result.tokens, 1)
+        row["seconds a move"] = number(result.seconds, 2) if result.seconds else ""
+        row["cost"] = number(result.cost, 4) if result.cost else ""
+    return row
+
+
+def write_results(folder: Path, results: Sequence[Result], rows: Sequence[Sequence[str]]) -> None:
+    """Writes table.md, results.json and results.parquet."""
+    import pyarrow as pa
+
+    from g1_ray.runs.parquet import write_tables
+
+    write_text(folder / "table.md", markdown(rows))
+    write_json(folder / "results.json", as_json(results), indent=1)
+    flat = [_flat(result) for result in results]
+    names = {name: None for line in flat for name in line}
+    table = pa.table({name: [line.get(name) for line in flat] for name in names})
+    write_tables(folder / "results.parquet", table.schema, [table])
+
+
+def as_json(results: Sequence[Result]) -> list[dict[str, object]]:
+    """Results for a JSON file, where NaN becomes null."""
+    lines = [dataclasses.asdict(result) for result in results]
+    return [{name: None if value != value else value for name, value in line.items()} for line in lines]
+
+
+def _flat(result: Result) -> dict[str, object]:
+    """One value a column: `score`, `score_low`, `score_high`."""
+    line: dict[str, object] = {}
+    for field in dataclasses.fields(result):
+        value = getattr(result, field.name)
+        if isinstance(value, Mean):
+            line |= {field.name: value.mean, f"{field.name}_low": value.low, f"{field.name}_high": value.high}
+        elif isinstance(value, Mapping):
+            line[field.name] = json.dumps(value)
+        elif value is not None:
+            line[field.name] = value
+    return line

@@ -1,0 +1,86 @@
+"""Files and folders that are whole or not there, and files of lines that outlive a crash."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A place beside `path` to write a file or a folder to, that becomes `path` at the end; on an error nothing does.
+
+    What a crash left in that place is removed first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.part")
+    _remove(beside)
+    try:
+        yield beside
+    except BaseException:
+        _remove(beside)
+        raise
+    if not path.is_dir():
+        os.replace(beside, path)
+        return
+    old = path.with_name(f".{path.name}.old")  # a folder that holds something can't be replaced in one go
+    _remove(old)
+    path.rename(old)
+    beside.rename(path)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    with written(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any, indent: int = 2) -> None:
+    """The same for JSON."""
+    write_text(path, json.dumps(value, indent=indent) + "\n")
+
+
+def read_lines(path: Path) -> list[Any]:
+    """The values of a JSONL file; none where it is not there. A last line that a crash cut off is left out."""
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.is_file() else []
+
+
+def write_lines(path: Path, lines: Sequence[Any]) -> None:
+    """Writes a JSONL file, whole or not at all."""
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+class Journal:
+    """A JSONL file that is appended to, each line on disk before the next; opened, and mended, at the first one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+
+    def append(self, line: Any) -> None:
+        """Adds a line."""
+        if self._file is None:
+            data = self.path.read_bytes() if self.path.is_file() else b""
+            if not data.endswith(b"\n"):  # what a killed process left of its last line goes
+                self.path.write_bytes(data[: data.rfind(b"\n") + 1])
+            self._file = self.path.open("a")
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file; another line opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None

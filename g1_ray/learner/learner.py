@@ -1,0 +1,353 @@
+"""The learner: one rank of FSDP2, that makes a new policy of every batch.
+
+    packs of this rank -> pictures -> for each pack: log-probabilities, loss, backward -> clip -> AdamW -> version + 1
+
+Every method that talks of all ranks is collective: all ranks call it, in the same order. The loss is normalised by
+the tokens of the whole batch (`Pack.weights`), so gradients are summed over packs and ranks, and never averaged:
+any number of ranks and any packing makes the same update. One rank goes through the same code as many.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from transformers.utils.logging import disable_progress_bar
+
+from envs import State
+from g1_ray.config import RunConfig
+from g1_ray.files import write_json
+from g1_ray.learner.loss import LOSSES, Tokens, effective_sample_share, k3_kl
+from g1_ray.learner.optimizer import Optimizer, whole
+from g1_ray.learner.packs import Pack, packs_in_order, packs_of
+from g1_ray.learner.policy import (
+    ADAPTER,
+    Inputs,
+    Picture,
+    Policy,
+    blocks_of,
+    load_model,
+    vision_is_frozen,
+    vision_tower,
+)
+from g1_ray.models.chat import Chat
+from g1_ray.models.find import model_path
+from g1_ray.runs import checkpoints
+from g1_ray.types import Batch, Floats, Ints, Prompt, Sample, StepReport
+
+log = logging.getLogger(__name__)
+_PICTURES = 64
+"""Pictures that a frozen vision tower looks at in one call."""
+_KEPT_BYTES = 16 << 30
+"""Models that are no larger in the compute dtype stay gathered between forward and backward pass."""
+
+
+class Learner:
+    """One rank. `setup` before anything else, `close` at the end."""
+
+    def __init__(self, config: RunConfig, rank: int = 0, world_size: int = 1) -> None:
+        if world_size != config.learner.num_ranks:
+            raise ValueError(f"world_size = {world_size}: learner.num_ranks is {config.learner.num_ranks}")
+        self.config, self.rank, self.world_size = config, rank, world_size
+        self.version = 0
+        self.num_skipped = 0
+
+    def setup(self, address: str) -> None:
+        """Joins the other ranks at `address` (host:port of rank 0) and loads the model, sharded. Collective."""
+        disable_progress_bar()
+        on_gpu = self.config.learner.gpus > 0
+        if on_gpu and not torch.cuda.is_available():
+            raise ValueError("learner.gpus > 0, and no GPU is to be seen; set learner.gpus = 0 to train on the CPU")
+        self.device = torch.device("cuda", self.rank % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
+        if on_gpu:
+            torch.cuda.set_device(self.device)
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            init_method=f"tcp://{address}",
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+        mesh = init_device_mesh(self.device.type, (self.world_size,))
+        model = self.config.model
+        self.dtype: torch.dtype = getattr(torch, model.dtype)
+        self.chat = Chat(model_path(model.path))
+        self.policy = self._sharded(Policy(self._load(trained=True), self.config.rollout.temperature), mesh)
+        self.reference: Policy | None = None
+        if self.config.algorithm.kl_coef and not model.lora.rank:
+            self.reference = self._sharded(Policy(self._load(trained=False), self.config.rollout.temperature), mesh)
+        self.optimizer = Optimizer(self.policy.model, self.config.optimizer)
+        self.loss = LOSSES.find(self.config.algorithm.loss)
+        log.info("rank %d of %d has %s", self.rank, self.world_size, model.path)
+
+    def _load(self, trained: bool) -> Any:
+        return load_model(self.config.model, self.config.seed, trained, self.device)
+
+    def _sharded(self, policy: Policy, mesh: DeviceMesh) -> Policy:
+        precision = MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32)
+        keep = sum(p.numel() for p in policy.parameters()) * self.dtype.itemsize <= _KEPT_BYTES
+        tower = vision_tower(policy.model)
+        # A frozen tower stays whole, outside of FSDP: it is run by itself, once a step for each picture.
+        outside = tower if tower is not None and vision_is_frozen(self.config.model) else torch.nn.Module()
+        for block in blocks_of(policy.model):
+            if block not in set(outside.modules()):
+                fully_shard(block, mesh=mesh, mp_policy=precision, reshard_after_forward=not keep)
+        fully_shard(policy, mesh=mesh, mp_policy=precision, ignored_params=set(outside.parameters()))
+        for module in policy.modules():
+            if isinstance(module, FSDPModule):
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)  # gloo has no other
+                # Shards are laid out anew at the first use: it is made now, before the optimizer holds on to them.
+                module.unshard()
+                module.reshard()
+        return policy
+
+    # A step
+
+    def step(self, batch: Batch) -> StepReport:
+        """Trains on a batch. A loss or gradient that is not finite, or a batch without samples, is skipped and counted.
+
+        Collective: all ranks are given the same batch, and each takes its own packs.
+        """
+        start = time.perf_counter()
+        packs = packs_of(batch, self.config, self.chat.image_token_id)[self.rank]
+        if not packs:
+            return self._skip(batch, "no samples in the batch", {})
+        pictures = self._look_at(packs)
+        sums = self._total([self._accumulate(pack, pictures) for pack in packs])
+        grad_norm = self.optimizer.grad_norm()
+        metrics = self._metrics(sums, grad_norm, len(packs))
+        if not math.isfinite(sums["loss"]) or not math.isfinite(grad_norm):
+            self.optimizer.forget()
+            return self._skip(batch, f"loss {sums['loss']}, gradient norm {grad_norm}", metrics)
+        metrics["lr"] = self.optimizer.step(grad_norm)
+        self.version += 1
+        metrics["step_s"] = time.perf_counter() - start
+        metrics["tokens_per_s"] = metrics["packed_tokens"] / metrics["step_s"]
+        log.debug("step %d: %s", self.version, metrics)
+        return StepReport(self.version, metrics, batch.origin)
+
+    def _skip(self, batch: Batch, why: str, metrics: dict[str, float]) -> StepReport:
+        self.num_skipped += 1
+        return StepReport(self.version, metrics | {"skipped_steps": float(self.num_skipped)}, batch.origin, why)
+
+    def _look_at(self, packs: Sequence[Pack]) -> dict[State, Picture]:
+        """What a frozen vision tower makes of each different picture."""
+        pictures: dict[State, Picture] = {}
+        if not vision_is_frozen(self.config.model):
+            return pictures
+        states = list(dict.fromkeys(state for pack in packs for state in pack.states))
+        for i in range(0, len(states), _PICTURES):
+            some = states[i : i + _PICTURES]
+            pixel_values, grids = self.chat.pixel_values(some)
+            with torch.no_grad():
+                made = self.policy.encode(
+                    torch.from_numpy(pixel_values).to(self.device), torch.from_numpy(grids).to(self.device)
+                )
+            pictures.update(zip(some, made, strict=True))
+        return pictures
+
+    def _inputs(self, pack: Pack, pictures: Mapping[State, Picture]) -> Inputs:
+        if vision_is_frozen(self.config.model):
+            shown = [pictures[state] for state in pack.states]
+            grids = np.array([picture.grid for picture in shown], np.int64).reshape(-1, 3)
+            return self.policy.inputs(pack, grids, pictures=shown, device=self.device, dtype=self.dtype)
+        pixel_values, grids = self.chat.pixel_values(pack.states)
+        return self.policy.inputs(pack, grids, pixel_values=pixel_values, device=self.device, dtype=self.dtype)
+
+    def _accumulate(self, pack: Pack, pictures: Mapping[State, Picture]) -> dict[str, torch.Tensor]:
+        """Adds the gradient of a pack's loss, and gives sums over its sampled tokens, by name."""
+        inputs = self._inputs(pack, pictures)
+        reference_logprobs = self._reference_logprobs(inputs)
+        logprobs = self.policy(inputs)
+        inference_logprobs, advantages, weights, answers = (
+            torch.from_numpy(array).to(self.device)
+            for array in (pack.inference_logprobs, pack.advantages, pack.weights, pack.answers.astype(np.int64))
+        )
+        config = self.config.algorithm
+        made = self.loss(Tokens(logprobs, inference_logprobs, advantages, answers, pack.num_answers), config)
+        losses, kl = made.losses, torch.zeros_like(logprobs)
+        if reference_logprobs is not None:
+            kl = k3_kl(logprobs, reference_logprobs)
+            losses = losses + config.kl_coef * kl
+        loss = (losses * weights).sum()
+        loss.backward()
+        columns = {
+            "loss": losses.detach() * weights,
+            "tokens": torch.ones_like(made.ratios),
+            "ratio": made.ratios,
+            "ratio_squared": made.ratios**2,
+            "clip_low": made.clipped_low,
+            "clip_high": made.clipped_high,
+            "tis": made.tis_weights,
+            "tis_capped": made.tis_weights < made.ratios,
+            "kl": kl.detach(),
+            "inference_kl": k3_kl(inference_logprobs, logprobs.detach()),
+            "entropy": -logprobs.detach(),
+        }
+        sums = {name: column.double().sum() for name, column in columns.items()}
+        return sums | {"packed_tokens": sums["loss"].new_tensor(float(len(pack.token_ids)))}
+
+    def _reference_logprobs(self, inputs: Inputs) -> torch.Tensor | None:
+        """[T] under the model that the run started from. With adapters: under the model without them."""
+        if not self.config.algorithm.kl_coef:
+            return None
+        with torch.no_grad():
+            if self.reference is not None:
+                return self.reference(inputs)
+            self._scale_adapters(0.0)
+            logprobs: torch.Tensor = self.policy(inputs)
+            self._scale_adapters(1.0)
+            return logprobs
+
+    def _scale_adapters(self, scale: float) -> None:
+        for _, module in self._adapted():
+            module.set_scale(ADAPTER, scale)
+
+    def _total(self, sums: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:
+        """Of all packs of all ranks."""
+        first, *others = (torch.stack(list(of_pack.values())) for of_pack in sums)
+        total = sum(others, first)
+        dist.all_reduce(total)
+        return dict(zip(sums[0], total.tolist(), strict=True))
+
+    def _metrics(self, sums: Mapping[str, float], grad_norm: float, num_packs: int) -> dict[str, float]:
+        """Sums as they are, or as means over the sampled tokens."""
+        tokens = max(1.0, sums["tokens"])
+        metrics = {"loss": sums["loss"], "grad_norm": grad_norm, "packs": float(num_packs * self.world_size)}
+        metrics |= {"tokens": sums["tokens"], "packed_tokens": sums["packed_tokens"]}
+        metrics |= {name: value / tokens for name, value in sums.items() if name not in {*metrics, "ratio_squared"}}
+        metrics["ess"] = effective_sample_share(sums["ratio"], sums["ratio_squared"], tokens)
+        return metrics
+
+    def logprobs(self, sequences: Sequence[tuple[Prompt, Ints]]) -> list[Floats]:
+        """The log-probabilities [C] of each completion after its prompt. Collective; all ranks get all of them."""
+        samples = [_to_score(prompt, completion) for prompt, completion in sequences]
+        packs = packs_in_order(samples, self.config.learner.tokens_per_pack, self.chat.image_token_id)
+        pictures = self._look_at(packs)
+        scored: list[Floats] = []
+        for pack in packs:
+            with torch.no_grad():
+                logprobs = self.policy(self._inputs(pack, pictures)).cpu().numpy()
+            scored += np.split(logprobs, np.flatnonzero(np.diff(pack.answers)) + 1)
+        return scored
+
+    # Weights and checkpoints
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """On rank 0 the whole model by its Hugging Face names, on the CPU in the model's dtype, adapters merged.
+
+        Collective; other ranks get nothing.
+        """
+        weights = {}
+        for name, tensor in self._changing():
+            if self.rank == 0:
+                weights[name] = tensor.to("cpu", self.dtype, copy=True)
+        for name, parameter in self.policy.model.named_parameters():
+            name = name.replace(".base_layer.", ".")
+            tensor = whole(parameter)
+            if self.rank == 0 and name not in weights and ".lora_" not in name:
+                weights[name] = tensor.to("cpu", self.dtype, copy=True)
+        return weights
+
+    def _changing(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """What training changes, by its Hugging Face name, whole. Collective."""
+        if not self.config.model.lora.rank:
+            for t in self.optimizer.trained:
+                yield t.name, whole(t.parameter)
+        for name, module in self._adapted():
+            down, up = (whole(part[ADAPTER].weight) for part in (module.lora_A, module.lora_B))
+            yield f"{name}.weight", whole(module.base_layer.weight).float() + module.scaling[ADAPTER] * (up @ down)
+
+    def _adapted(self) -> list[tuple[str, Any]]:
+        """The modules that have an adapter, by name."""
+        return [(name, module) for name, module in self.policy.model.named_modules() if hasattr(module, "lora_A")]
+
+    def save(self, folder: str | Path, extra: Mapping[str, Any] | None = None) -> None:
+        """Writes a checkpoint (see `checkpoints`) that any number of ranks can load, with `extra`, as JSON. Collective.
+
+        Its root is a model as `from_pretrained` and vLLM load it, adapters merged.
+        """
+        folder = Path(folder)
+        with checkpoints.published(folder) if self.rank == 0 else nullcontext(folder) as beside:
+            self._save_model(beside)
+            if self.rank == 0:
+                (beside / "learner").mkdir()
+            masters = self.optimizer.save(beside / "learner", write=self.rank == 0)
+            if self.rank == 0 and self.config.model.lora.rank:
+                self._save_adapter(beside / "adapter", masters)
+            if self.rank == 0:
+                state = {"version": self.version, "skipped": self.num_skipped, "extra": dict(extra or {})}
+                state["config"] = self.config.model_dump(mode="json")
+                write_json(beside / "learner" / "state.json", state, indent=1)
+        dist.barrier()
+        log.info("wrote %s", folder)
+
+    def _save_model(self, folder: Path) -> None:
+        model, weights = self.policy.model, self.weights()
+        if self.rank == 0:
+            model.save_pretrained(folder, state_dict=weights)
+            model.config.dtype = self.dtype
+            model.config.save_pretrained(folder)
+            self.chat.processor.save_pretrained(folder)
+
+    def _save_adapter(self, folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+        from peft import LoraConfig
+
+        folder.mkdir()
+        named = {f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": tensor for name, tensor in tensors.items()}
+        save_file(named, folder / "adapter_model.safetensors")
+        lora = self.config.model.lora
+        LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            target_modules=[name for name, _ in self._adapted()],
+            base_model_name_or_path=self.config.model.path,
+            task_type="CAUSAL_LM",
+            inference_mode=True,
+        ).save_pretrained(folder)
+
+    def load(self, folder: str | Path) -> dict[str, Any]:
+        """Goes on from a checkpoint; gives its `extra`. Collective.
+
+        Raises `ValueError` for one that is broken, or of another model.
+        """
+        folder = Path(folder)
+        if fault := checkpoints.fault_of(folder):
+            raise ValueError(fault)
+        state = json.loads((folder / "learner" / "state.json").read_text())
+        self.version, self.num_skipped = state["version"], state["skipped"]
+        self.optimizer.load(folder / "learner", self.version)
+        extra: dict[str, Any] = state["extra"]
+        return extra
+
+    def close(self) -> None:
+        """Leaves the other ranks."""
+        dist.destroy_process_group()
+
+
+def _to_score(prompt: Prompt, completion: Ints) -> Sample:
+    token_ids = np.concatenate([prompt.token_ids, completion]).astype(np.int32)
+    zeros = np.zeros(len(token_ids), np.float32)
+    return Sample(
+        token_ids=token_ids,
+        loss_mask=np.arange(len(token_ids)) >= len(prompt.token_ids),
+        inference_logprobs=zeros,
+        advantages=zeros,
+        states=prompt.states,
+        prefix=0,
+        group=-1,
+        min_version=0,
+        max_version=0,
+    )

@@ -1,0 +1,112 @@
+"""How a conversation about boards becomes token ids, and ids become words: the chat template of a model, applied once.
+
+Text is tokenised once a task, completions stay the ids that were sampled, and pictures are computed from states, so
+engine and learner can't see different prompts.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import AutoProcessor
+
+from envs import Codec, State, Task
+from g1_ray.models.pixels import PixelValues
+from g1_ray.types import Ints, Prompt
+
+SYSTEM = "You are a helpful assistant."
+_ANSWER = "ANSWER"
+
+
+class Chat:
+    """Prompts of one model. `path` is a folder or name that Hugging Face's `AutoProcessor` loads."""
+
+    def __init__(self, path: str | Path) -> None:
+        processor = AutoProcessor.from_pretrained(path)
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.image_processor = processor.image_processor
+        self.image_token_id: int = processor.image_token_id
+        self._pixels: dict[Task, PixelValues] = {}
+
+    @functools.cached_property
+    def vision_token_ids(self) -> tuple[int, ...]:
+        """Tokens that stand for pictures: a sampled one would make the next forward pass fail."""
+        names = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+        vocabulary = self.tokenizer.get_vocab()
+        return tuple(sorted(vocabulary[name] for name in names if name in vocabulary))
+
+    @property
+    def eos_token_id(self) -> int:
+        """The token that ends an answer."""
+        return int(self.tokenizer.eos_token_id)
+
+    def prompt(self, history: Sequence[tuple[State, Ints | None]]) -> Prompt:
+        """The prompt for the last state of a history; the turns before it are states with the completions [C] given.
+
+        The rules stand with the first picture, so any tail of a history makes a whole prompt.
+        """
+        head, following = self._frame(history[0][0].task)
+        parts = [head]
+        for _, completion in history[:-1]:
+            if completion is None:
+                raise ValueError("only the last turn of a history has no completion")
+            ended = len(completion) > 0 and completion[-1] == self.eos_token_id
+            parts += [completion, following[1:] if ended else following]
+        return Prompt(np.concatenate(parts).astype(np.int32), tuple(state for state, _ in history))
+
+    @functools.lru_cache(maxsize=256)  # noqa: B019 - a chat lives as long as its process
+    def _frame(self, task: Task) -> tuple[Ints, Ints]:
+        """What stands before the first answer, and from the end token of an answer to the start of the next one."""
+        ask = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": Codec(task).prompt()}]}
+        again = {"role": "user", "content": [{"type": "image"}]}
+        system = {"role": "system", "content": [{"type": "text", "text": SYSTEM}]}
+        answer = {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}
+        head = self._render([system, ask])
+        whole = self._render([system, ask, answer, again])
+        if not whole.startswith(head + _ANSWER):
+            raise ValueError("the model's chat template rewrites earlier turns: use rollout.turns = 1 with it")
+        pads = self.pads(task)
+        return self._ids(head, pads), self._ids(whole[len(head + _ANSWER) :], pads)
+
+    def _render(self, messages: list[Any]) -> str:
+        text: str = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return text
+
+    def ids(self, text: str) -> Ints:
+        """Text as tokens, nothing added."""
+        return np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+
+    def _ids(self, text: str, pads: int) -> Ints:
+        ids = self.ids(text)
+        return np.repeat(ids, np.where(ids == self.image_token_id, pads, 1))
+
+    def pads(self, task: Task) -> int:
+        """Visual tokens of a picture of the task."""
+        pixels = self._pixels_of(task)
+        return int(np.prod(pixels.grid_thw)) // int(self.image_processor.merge_size) ** 2
+
+    def _pixels_of(self, task: Task) -> PixelValues:
+        if task not in self._pixels:
+            self._pixels[task] = PixelValues(self.image_processor, task.renderer)
+        return self._pixels[task]
+
+    def pixel_values(self, states: Sequence[State]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The pictures of states as the model takes them: [patches of all, features] and `grid_thw` [states, 3]."""
+        arrays, grids = [], []
+        for state in states:
+            game = state.game()
+            values, grid = self._pixels_of(state.task)(game.perception(), game.looks)
+            arrays.append(values)
+            grids.append(grid)
+        return np.concatenate(arrays), np.array(grids, np.int64)
+
+    def decode(self, token_ids: Ints) -> str:
+        """The words of a completion, without special tokens."""
+        text: str = self.tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
+        return text

@@ -1,0 +1,208 @@
+"""A Qwen2.5-VL from scratch, small enough to learn on two CPU cores, in the ordinary Hugging Face format.
+
+Its tokenizer knows the games' own text: every paragraph of their prompts is one token, and so is every cell of a board
+with the separator that follows it. So a prompt costs 14 tokens beside the picture, and a described board one a cell.
+All else falls back on bytes: any text is encoded and comes back as it was.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+from envs import Codec, Task
+from envs.teacher import PHRASES
+from g1_ray.models.chat import Chat
+
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+_FRAME = ("system\nYou are a helpful assistant.", "user\n", "assistant\n", "\n", " ")
+_TAGS = ("<perception>\n", "</perception>\n<think>\n", "\n</think>\n<answer>", "</answer>")
+MAX_PIXELS = 1 << 20
+"""No board smaller than 36x36 cells of 28 pixels is resized."""
+
+TASKS = tuple(
+    Task.make(game, reasoning=reasoning, perception={"tile_px": 28, **look})
+    for game, look, settings in (
+        ("2048", {"tiles": "numbers"}, [{"size": size} for size in (3, 4, 5)]),
+        ("shisen", {}, [{"rows": rows, "cols": cols} for rows, cols in ((3, 4), (4, 4), (6, 6))]),
+        ("shisen-photos", {}, [{"rows": rows, "cols": cols} for rows, cols in ((3, 4), (4, 4), (6, 6))]),
+        ("swap", {}, [{"rows": side, "cols": side, "kinds": kinds} for side, kinds in ((5, 4), (6, 6), (8, 12))]),
+    )
+    for reasoning in settings
+)
+"""What the tokenizer knows. A visual token is a cell of 28 pixels."""
+
+CHAT_TEMPLATE = (
+    "{% macro show(part) %}"
+    "{% if part.type == 'image' or 'image' in part or 'image_url' in part %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part.type == 'video' or 'video' in part %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif 'text' in part %}{{ part.text }}{% endif %}"
+    "{% endmacro %}"
+    "{% for message in messages %}"
+    "{% if loop.first and message.role != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "{% endif %}"
+    "<|im_start|>{{ message.role }}\n"
+    "{% if message.content is string %}{{ message.content }}"
+    "{% else %}{% for part in message.content %}{{ show(part) }}{% endfor %}{% endif %}"
+    "<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""What Qwen2.5-VL's own template makes of the same messages."""
+
+
+def prompt_pieces(task: Task) -> list[str]:
+    """The two paragraphs of a task's prompt, and their parts between what differs between tasks: sizes and kinds."""
+    codec = Codec(task)
+    text = codec.prompt()
+    rules, blank, rest = text.partition("\n\n")
+    kinds = ", ".join(codec.names[1:])
+    used = ", ".join(codec.names[1 : task.new_game().num_kinds + 1])
+    cut = rf"({re.escape(kinds)}|{re.escape(used)}|[0-9]+x[0-9]+|[0-9]+(?= lines| cells| matches))"
+    return [rules, blank + rest, *filter(None, re.split(cut, text))]
+
+
+def answer_pieces(task: Task) -> list[str]:
+    """The cells of a board, each with the separator after it, and the moves."""
+    codec = Codec(task)
+    cells = [name + after for name in codec.names for after in ("", " ", " | ", "\n")]
+    if codec.actions.num <= 8:
+        return cells + [codec.actions.write(action) for action in range(codec.actions.num)]
+    places = [f"({row}, {col})" for row in range(codec.rows) for col in range(codec.cols)]
+    return cells + places + [f"{place} " for place in places]
+
+
+def make_tokenizer(tasks: Sequence[Task], phrases: Iterable[str] = PHRASES) -> PreTrainedTokenizerFast:
+    """Knows the text of `tasks` and `phrases`: a text becomes the fewest pieces that make it up, the rest bytes."""
+    known = itertools.chain(
+        _FRAME,
+        _TAGS,
+        *(prompt_pieces(task) for task in tasks),
+        *(answer_pieces(task) for task in tasks),
+        phrases,
+    )
+    pieces = list(dict.fromkeys(known))
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    vocabulary = [(piece, -1.0) for piece in (*SPECIAL, "<unk>", *pieces)] + [(byte, -100.0) for byte in bytes_]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=len(SPECIAL), byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        unk_token="<unk>",
+        additional_special_tokens=[token for token in SPECIAL if token not in ("<|im_end|>", "<|endoftext|>")],
+        clean_up_tokenization_spaces=False,
+        model_max_length=4096,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def tiny_config(
+    vocab_size: int, ids: Mapping[str, int], text: Mapping[str, Any], vision: Mapping[str, Any]
+) -> Qwen2_5_VLConfig:
+    """The shape of the model; `text` and `vision` replace options of its parts.
+
+    Rotary frequencies are for positions up to some hundred, as short as its contexts are.
+    """
+    text = {
+        "vocab_size": vocab_size,
+        "hidden_size": 96,
+        "intermediate_size": 192,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 3,
+        "max_position_embeddings": 4096,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [2, 7, 7]},
+        "initializer_range": 0.05,
+        "tie_word_embeddings": True,
+        "eos_token_id": ids["<|im_end|>"],
+        "pad_token_id": ids["<|endoftext|>"],
+        "bos_token_id": None,
+        "dtype": "float32",
+        **text,
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_heads": 4,
+        "out_hidden_size": text["hidden_size"],
+        "fullatt_block_indexes": [1],
+        "initializer_range": 0.05,
+        **vision,
+    }
+    return Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=True,
+        dtype="float32",
+    )
+
+
+def make_tiny(
+    out: str | Path,
+    tasks: Sequence[Task],
+    seed: int,
+    phrases: Iterable[str] = PHRASES,
+    *,
+    text: Mapping[str, Any] | None = None,
+    vision: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes an untrained model, its tokenizer and its processor to the folder `out`."""
+    tokenizer = make_tokenizer(tasks, phrases)
+    ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2_5_VLForConditionalGeneration(tiny_config(len(tokenizer), ids, text or {}, vision or {}))
+    model.generation_config.eos_token_id = [ids["<|im_end|>"], ids["<|endoftext|>"]]
+    model.generation_config.pad_token_id = ids["<|endoftext|>"]
+    bounds = {"min_pixels": 28 * 28, "max_pixels": MAX_PIXELS}
+    processor = Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**bounds),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(**bounds),
+        chat_template=CHAT_TEMPLATE,
+    )
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
+
+
+def ship(model: PreTrainedModel, chat: Chat, out: Path) -> None:
+    """Writes a model with its weights rounded to float16, half as large on disk; it loads as float32 everywhere."""
+    model.save_pretrained(out)
+    chat.processor.save_pretrained(out)
+    weights = load_file(out / "model.safetensors")
+    rounded = {name: weight.half() for name, weight in weights.items()}
+    save_file(rounded, out / "model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,284 @@
+"""The parts as Ray actors: thin shells around the plain classes, and where they are placed."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+from g1_ray.cluster.join import PROCESS_ENV
+from g1_ray.config import RunConfig
+from g1_ray.engines.make import engine_of_run
+from g1_ray.engines.weight_sync import SyncReport, pack_weights
+from g1_ray.learner.samples import batch_of, fault_of_group, is_flat
+from g1_ray.logs import start_logging
+from g1_ray.pipeline.graph import Actors
+from g1_ray.pipeline.replay_buffer import ReplayBuffer
+from g1_ray.rollout.env_worker import EnvWorker
+from g1_ray.runs.run_folder import RunFolder
+from g1_ray.types import (
+    Batch,
+    Completion,
+    Fate,
+    Floats,
+    Group,
+    Ints,
+    OpenGroup,
+    Prompt,
+    Request,
+    Sampling,
+    StepReport,
+    Ticket,
+)
+
+START_TIMEOUT_S = 600.0
+"""Longest wait for an actor to be there: an engine compiles and loads before it is."""
+
+
+@dataclass(frozen=True)
+class StepSummary:
+    """All there is to say about one optimizer step."""
+
+    report: StepReport
+    """With the metrics of the batch, the step and the weight sync together."""
+    books: dict[str, int]
+    """Of the buffer, after it, e.g. {"issued": 120, "trained": 96, "in_flight": 24}."""
+
+
+class BufferActor:
+    """The replay buffer, where batches are made and the ledger and the rollouts are written."""
+
+    def __init__(self, config: RunConfig, folder: str) -> None:
+        self.config = config
+        self.folder = RunFolder(folder)
+        start_logging("buffer", self.folder.path)
+        skip_flat = config.algorithm.skip_flat_groups
+        self.buffer = ReplayBuffer(config, fault_of_group, lambda group: skip_flat and is_flat(group), self._keep)
+
+    def _keep(self, fate: Fate, group: Group | None) -> None:
+        self.folder.log_fate(fate)
+        if group is not None:
+            self.folder.keep_group(group)
+
+    async def admit(self, num_groups: int) -> list[Ticket]:
+        return await self.buffer.admit(num_groups)
+
+    async def put(self, groups: Sequence[Group]) -> list[tuple[int, int]]:
+        """Returns the number and the oldest version of every group that came."""
+        await self.buffer.put(groups)
+        return [(group.ticket.group, group.min_version) for group in groups]
+
+    async def fail(self, tickets: Sequence[Ticket], reason: str) -> None:
+        await self.buffer.fail(tickets, reason)
+
+    async def take(self, version: int) -> Batch | None:
+        groups, flat = await self.buffer.take(version)
+        if not groups:
+            return None  # closed
+        return batch_of([*groups, *flat], version, self.config, taken_at=time.time())
+
+    async def release(self, report: StepReport, *loaded: SyncReport | None) -> StepSummary:
+        """Ends the step: its groups are booked, and their slots are free again."""
+        await self.buffer.release(report.version, report.skipped)
+        metrics = {**report.origin.metrics, **report.metrics}
+        syncs = [sync for sync in loaded if sync is not None]
+        if syncs:
+            metrics["sync/pause_s"] = max(sync.pause_s for sync in syncs)
+            metrics["sync/load_s"] = max(sync.load_s for sync in syncs)
+        return StepSummary(replace(report, metrics=metrics), self.buffer.books())
+
+    async def snapshot(self, step: int) -> dict[str, Any]:
+        """The books for the checkpoint of a step, which is marked in the ledger."""
+        state = self.buffer.state_dict()
+        self.folder.mark(step, state["books"]["issued"])
+        return state
+
+    async def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.buffer.load_state_dict(state)
+
+    async def close(self) -> dict[str, int]:
+        """Lets go whoever waits, and writes out what is kept. The final books."""
+        books = await self.buffer.close()
+        self.folder.close()
+        return books
+
+
+class EnvActor(EnvWorker):
+    """An env worker with a process of its own."""
+
+    def __init__(self, config: RunConfig, model_path: str, index: int) -> None:
+        start_logging(f"env-{index}", config.folder)
+        super().__init__(config, model_path)
+
+
+class LearnerActor:
+    """One rank of the learner, and what it gives to the engines."""
+
+    def __init__(self, config: RunConfig, rank: int) -> None:
+        from g1_ray.learner.learner import Learner
+
+        start_logging(f"learner-{rank}", config.folder)
+        self.learner = Learner(config, rank, config.learner.num_ranks)
+
+    def address(self) -> str:
+        """Where the ranks meet: a free port of this one's node."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+    def setup(self, address: str) -> None:
+        self.learner.setup(address)
+
+    def load(self, checkpoint: str) -> tuple[int, dict[str, Any]]:
+        """Goes on from a checkpoint; returns its policy version and the buffer's books."""
+        books = self.learner.load(checkpoint)["buffer"]
+        return self.learner.version, books
+
+    def step(self, batch: Batch) -> StepReport:
+        return self.learner.step(batch)
+
+    def weights(self, report: StepReport | None) -> NDArray[np.uint8] | None:
+        """The policy as bytes for the engines, on the first rank. `report` is only waited for."""
+        parameters = self.learner.weights()
+        return pack_weights(parameters.items(), self.learner.dtype) if self.learner.rank == 0 else None
+
+    def logprobs(self, sequences: Sequence[tuple[Prompt, Ints]]) -> list[Floats]:
+        return self.learner.logprobs(sequences)
+
+    def save(self, folder: str, books: dict[str, Any]) -> None:
+        """Writes the checkpoint, with the buffer's books in it."""
+        self.learner.save(folder, {"buffer": books})
+
+
+class EngineActor:
+    """An inference engine that answers whole groups."""
+
+    def __init__(self, config: RunConfig, model_path: str, index: int) -> None:
+        start_logging(f"engine-{index}", config.folder)
+        self.engine = engine_of_run(config, model_path)
+
+    async def start(self) -> None:
+        await self.engine.start()
+
+    async def generate(self, groups: Sequence[OpenGroup]) -> list[list[tuple[Completion, ...]]]:
+        """The answers to every group's requests; all of them are in flight at once."""
+        requests = [request for group in groups for request in group.requests]
+        answers = iter(await self.engine.generate(requests) if requests else [])
+        return [[next(answers) for _ in group.requests] for group in groups]
+
+    async def ask(self, requests: Sequence[Request], sampling: Sampling) -> list[tuple[Completion, ...]]:
+        """Answers outside of training: for evaluation."""
+        return await self.engine.generate(requests, sampling)
+
+    async def logprobs(self, sequences: Sequence[tuple[Prompt, Ints]]) -> list[Floats]:
+        return await self.engine.logprobs(sequences)
+
+    async def load_policy(self, weights: NDArray[np.uint8], report: StepReport) -> SyncReport | None:
+        """Loads what a step made; nothing where the step was skipped."""
+        return None if report.skipped else await self.engine.load_policy(weights, report.version)
+
+    async def load_version(self, weights: NDArray[np.uint8], version: int) -> SyncReport:
+        return await self.engine.load_policy(weights, version)
+
+    async def stop(self) -> None:
+        await self.engine.stop()
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The actors of a run, and the groups of resources they stand on."""
+
+    actors: Actors
+    groups: tuple[PlacementGroup, ...]
+
+    def dismiss(self) -> None:
+        """Ends every actor and gives the resources back."""
+        actors = self.actors
+        for actor in (*actors.env_workers, *actors.engines, *actors.learners, actors.buffer):
+            ray.kill(actor)
+        for group in self.groups:
+            remove_placement_group(group)
+
+
+def bundles(config: RunConfig) -> dict[str, list[dict[str, float]]]:
+    """What each actor of each role asks for: CPUs and GPUs."""
+    learner, engine, envs = config.learner, config.engine, config.asynchrony
+    return {
+        "learner": [_needs(learner.cpus, learner.gpus)] * learner.num_ranks,
+        "engine": [_needs(engine.cpus, engine.gpus)] * engine.num_engines,
+        "env": [_needs(envs.env_cpus, 0)] * envs.num_env_workers,
+    }
+
+
+def unmade(config: RunConfig) -> tuple[Actors, dict[int, str]]:
+    """The actors of a run as nodes that stand for them, and their names by `id`: to look at graphs, not to run them."""
+    nodes: dict[str, list[Any]] = {}
+    for role, actor_class in (("env", EnvActor), ("engine", EngineActor), ("learner", LearnerActor)):
+        nodes[role] = [ray.remote(actor_class).bind() for _ in bundles(config)[role]]
+    buffer = ray.remote(BufferActor).bind()
+    names = {id(buffer): "ReplayBuffer"}
+    for role, name in (("env", "EnvWorker"), ("engine", "InferenceEngine"), ("learner", "Learner")):
+        names |= {id(node): f"{name}[{i}]" for i, node in enumerate(nodes[role])}
+    return Actors(buffer, nodes["env"], nodes["engine"], nodes["learner"]), names
+
+
+def _needs(cpus: float, gpus: float) -> dict[str, float]:
+    return {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount} or {"CPU": 0.01}
+
+
+def hire(config: RunConfig, model_path: str, folder: str, timeout_s: float = START_TIMEOUT_S) -> Crew:
+    """Starts the actors of a run, each role in a placement group of its own, and waits until all of them are there.
+
+    Learners and engines are packed on as few nodes as they fit on, env workers are spread. Raises `RuntimeError` that
+    names what the cluster does not have.
+    """
+    wanted = bundles(config)
+    placed = _reserve(wanted, timeout_s)
+
+    def team(role: str, actor_class: type, *arguments: Any, **more: Any) -> list[Any]:
+        remote, made = ray.remote(actor_class), []
+        for index, needs in enumerate(wanted[role]):
+            options = {
+                "num_cpus": needs.get("CPU", 0),
+                "num_gpus": needs.get("GPU", 0),
+                "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                    placed[role], placement_group_bundle_index=index
+                ),
+                "max_task_retries": 0,
+                "runtime_env": {"env_vars": PROCESS_ENV},
+                **more,
+            }
+            made.append(remote.options(**options).remote(*arguments, index))
+        return made
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actors = Actors(
+        ray.remote(BufferActor).options(num_cpus=0, scheduling_strategy=here).remote(config, folder),
+        team("env", EnvActor, config, model_path, max_restarts=-1, allow_out_of_order_execution=True),
+        team("engine", EngineActor, config, model_path, max_concurrency=1000),
+        team("learner", LearnerActor, config),
+    )
+    return Crew(actors, tuple(placed.values()))
+
+
+def _reserve(wanted: Mapping[str, list[dict[str, float]]], timeout_s: float) -> dict[str, PlacementGroup]:
+    placed = {role: placement_group(wanted[role], "SPREAD" if role == "env" else "PACK") for role in wanted}
+    for role, group in placed.items():
+        if not group.wait(timeout_s):  # new nodes of a cluster that grows take minutes to come
+            for other in placed.values():
+                remove_placement_group(other)
+            total = ray.cluster_resources()
+            raise RuntimeError(
+                f"the cluster has no room for {len(wanted[role])} x {role} with {wanted[role][0]} each; it has "
+                f"{total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs: free some, add nodes, or ask for "
+                "fewer in the config"
+            )
+    return placed

@@ -1,0 +1,112 @@
+"""What is done between two steps, while engines and learners stand still: canary, evaluation, lab."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from envs import State
+from envs.rewards import reward_named
+from g1_ray.config import GameConfig, RunConfig
+from g1_ray.engines.weight_sync import CANARY_TOLERANCE, Canary
+from g1_ray.evaluation.lab import AS_IS, TRUE, experiment, lab_metrics, lab_states
+from g1_ray.evaluation.play import Run, ask_model, play_asked
+from g1_ray.evaluation.results import result_of
+from g1_ray.pipeline.actors import START_TIMEOUT_S
+from g1_ray.pipeline.graph import Actors
+from g1_ray.types import Completion, Request, Sampling
+
+if TYPE_CHECKING:
+    from g1_ray.models.chat import Chat
+
+CALL_TIMEOUT_S = 600.0
+"""Longest wait for a single call outside of the graphs: a checkpoint, a canary, a batch of answers."""
+
+
+class Checkup:
+    """Of the policy that the engines hold. All of it is metrics of the step."""
+
+    def __init__(self, config: RunConfig, model_path: str, actors: Actors) -> None:
+        self.config, self.model_path, self.actors = config, model_path, actors
+        self._canaries = [Canary(CANARY_TOLERANCE[config.model.dtype]) for _ in actors.engines]
+        self._sequences = get(actors.env_workers[0].canaries.remote(), START_TIMEOUT_S)
+        self._turn = 0  # single questions go to one engine after the other
+        self._sampling = Sampling(1.0, 1.0, config.rollout.max_tokens)
+
+    def canary(self, version: int) -> dict[str, float]:
+        """Compares every engine with the learner on fixed sequences. Raises `WeightSyncError` where they differ."""
+        learned = get_all([learner.logprobs.remote(self._sequences) for learner in self.actors.learners])[0]
+        answered = get_all([engine.logprobs.remote(self._sequences) for engine in self.actors.engines])
+        pairs = zip(self._canaries, answered, strict=True)
+        return {"canary_nats": max(canary.check(version, engine, learned) for canary, engine in pairs)}
+
+    def evaluate(self, version: int) -> dict[str, float]:
+        """What the policy is worth, at temperature 1, by the protocol of the config."""
+        config, metrics = self.config.eval, {}
+        seeds = range(config.seed, config.seed + config.runs)
+        ask = ask_model(self._chat, self._generate, self._sampling)
+
+        async def play(game: GameConfig) -> list[Run]:
+            about, reward = (game.task(), game.name, f"step {version}", ask), reward_named(game.reward)
+            return await asyncio.gather(*(play_asked(*about, seed, config.moves, reward) for seed in seeds))
+
+        for game in self.config.games:
+            runs = asyncio.run(play(game))
+            result = result_of(game.name, "", runs)
+            metrics[f"{game.name}/eval_score"] = result.score.mean
+            metrics[f"{game.name}/eval_scoring"] = result.scoring.mean / 100
+            metrics[f"{game.name}/eval_p_acc"] = result.p_acc
+        return metrics
+
+    def examine(self) -> dict[str, float]:
+        """What the lab finds of the policy, at temperature 1."""
+        metrics: dict[str, float] = {}
+        for game in self.config.games:
+            states = self._lab_states[game.name]
+            asked = experiment(game.name, "", states, self._chat, self._generate, self._sampling, (AS_IS, TRUE))
+            metrics.update(lab_metrics(asyncio.run(asked)))
+        return metrics
+
+    @functools.cached_property
+    def _lab_states(self) -> dict[str, list[State]]:
+        num = self.config.eval.lab_states
+        return {game.name: lab_states(game.task(), num) for game in self.config.games}
+
+    @functools.cached_property
+    def _chat(self) -> Chat:
+        from g1_ray.models.chat import Chat
+
+        return Chat(self.model_path)
+
+    async def _generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Sequence[Completion]]:
+        """Answers outside of training, from all engines together."""
+        engines = self.actors.engines
+        self._turn += 1
+        shares = [list(requests[i :: len(engines)]) for i in range(len(engines))]
+        asked = [(engines[(i + self._turn) % len(engines)], part) for i, part in enumerate(shares) if part]
+        parts = await asyncio.gather(*(engine.ask.remote(part, sampling) for engine, part in asked))
+        answers: list[Any] = [None] * len(requests)
+        for i, part in enumerate(parts):
+            answers[i :: len(engines)] = part
+        return answers
+
+
+def get_all(refs: Sequence[ray.ObjectRef], timeout_s: float = CALL_TIMEOUT_S) -> list[Any]:
+    """The results of actor calls, each waited for so long."""
+    return [get(ref, timeout_s) for ref in refs]
+
+
+def get(ref: ray.ObjectRef, timeout_s: float = CALL_TIMEOUT_S) -> Any:
+    """The result of an actor call. Raises `RuntimeError` where there is none in time, `ValueError` as the call did."""
+    try:
+        return ray.get(ref, timeout=timeout_s)
+    except ray.exceptions.GetTimeoutError:
+        raise RuntimeError(f"no answer after {timeout_s:g} s") from None
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ValueError):  # what the user gave
+            raise error.cause from None
+        raise

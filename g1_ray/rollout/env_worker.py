@@ -1,0 +1,92 @@
+"""Games seen from the pipeline: tickets become prompts, answers become rewards and the next prompts.
+
+A worker keeps nothing between calls but caches: the states are in what flows, so a group outlives its worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from g1_ray.config import RunConfig
+from g1_ray.rollout.referee import Referee
+from g1_ray.rollout.starts import draw_state
+from g1_ray.seeds import seed_of
+from g1_ray.types import Completion, Group, Ints, OpenGroup, Prompt, Request, Rollout, Ticket
+
+Answers = Sequence[Sequence[Completion]]
+"""Of each request, its answers."""
+
+
+class EnvWorker:
+    """The games of a run. All of its methods are functions of their arguments."""
+
+    def __init__(self, config: RunConfig, model_path: str) -> None:
+        from g1_ray.models.chat import Chat  # and with it transformers: only where it is used
+
+        self.config = config.rollout
+        self.chat = Chat(model_path)
+        self.referees = {game.name: Referee(game, config.reward) for game in config.games}
+
+    def observe(self, tickets: Sequence[Ticket]) -> list[OpenGroup]:
+        """Puts every ticket's game into its start state, and asks for the first answers of its group."""
+        return [self._start(ticket) for ticket in tickets]
+
+    def _start(self, ticket: Ticket) -> OpenGroup:
+        referee = self.referees[ticket.game]
+        start = ticket.state
+        if start is None:
+            start = draw_state(
+                referee.task, referee.config.states, seed_of("start", ticket.game, ticket.seed), referee.reward
+            )
+        size = self.config.group_size
+        first = Request(self.chat.prompt([(start, None)]), size, seed_of("answer", ticket.seed, 0))
+        return OpenGroup(ticket, start, (Rollout(),) * size, (first,), tuple(range(size)))
+
+    def score(self, groups: Sequence[OpenGroup], answers: Sequence[Answers]) -> list[OpenGroup]:
+        """Plays the answers; the groups that come back ask for the next ones, if any rollout goes on."""
+        return [self._score(group, given) for group, given in zip(groups, answers, strict=True)]
+
+    def _score(self, group: OpenGroup, answers: Answers) -> OpenGroup:
+        referee = self.referees[group.ticket.game]
+        rollouts = list(group.rollouts)
+        pairs = [(request, one) for request, all_of in zip(group.requests, answers, strict=True) for one in all_of]
+        for number, (request, completion) in zip(group.waiting, pairs, strict=True):
+            state = request.prompt.states[-1]
+            turn = referee.turn(state, request, completion, self.chat.decode(completion.token_ids))
+            rollout = rollouts[number]
+            rollouts[number] = Rollout((*rollout.turns, turn), over=turn.next_state.game().over)
+        return self._ask(replace(group, rollouts=tuple(rollouts)))
+
+    def _ask(self, group: OpenGroup) -> OpenGroup:
+        """The group with its next requests, one for each rollout that goes on."""
+        waiting = tuple(
+            number
+            for number, rollout in enumerate(group.rollouts)
+            if not rollout.over and len(rollout.turns) < self.config.turns
+        )
+        requests = []
+        for number in waiting:
+            turns = group.rollouts[number].turns
+            kept = turns[len(turns) - min(self.config.window, len(turns)) :]
+            history = [(turn.prompt.states[-1], turn.completion.token_ids) for turn in kept]
+            prompt = self.chat.prompt([*history, (turns[-1].next_state, None)])
+            requests.append(Request(prompt, 1, seed_of("answer", group.ticket.seed, len(turns), number)))
+        return replace(group, requests=tuple(requests), waiting=waiting)
+
+    def finish(self, groups: Sequence[OpenGroup]) -> list[Group]:
+        """The groups that groups with nothing left to ask have become."""
+        for group in groups:
+            assert not group.requests, f"group {group.ticket.group} still waits for {len(group.waiting)} answers"
+        return [Group(group.ticket, group.start, group.rollouts) for group in groups]
+
+    def canaries(self) -> list[tuple[Prompt, Ints]]:
+        """What engines and learner are compared on: for each game a board with an answer, and the answer alone."""
+        sequences = []
+        for referee in self.referees.values():
+            seed = seed_of("canary", referee.config.name)
+            state = draw_state(referee.task, referee.config.states, seed, referee.reward)
+            game = state.game()
+            answer = self.chat.ids(referee.codec.write(game.perception(), "", game.legal_actions()[0]))
+            sequences += [(self.chat.prompt([(state, None)]), answer), (Prompt(answer[:1], ()), answer[1:])]
+        return sequences

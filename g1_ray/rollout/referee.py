@@ -1,0 +1,37 @@
+"""Judges the answers to states of one game as a run rewards them: a completion becomes a turn."""
+
+from __future__ import annotations
+
+from envs import Codec, State, Task
+from envs.rewards import reward_named
+from g1_ray.config import GameConfig, RewardConfig
+from g1_ray.rollout.judge import judge
+from g1_ray.types import Completion, Request, Turn
+
+
+class Referee:
+    """Of one game of a run."""
+
+    def __init__(self, config: GameConfig, weights: RewardConfig) -> None:
+        self.config, self.weights = config, weights
+        self.task: Task = config.task()
+        self.codec = Codec(self.task)
+        self.reward = reward_named(config.reward)
+
+    def turn(self, state: State, request: Request, completion: Completion, text: str) -> Turn:
+        """What an answer to a state came to. It is tried on a fork, so equal answers always earn the same."""
+        game = state.game()
+        judged = judge(self.codec, game, text, self.reward)
+        return Turn(
+            prompt=request.prompt,
+            completion=completion,
+            text=text,
+            action=judged.answer.action,
+            cause=str(judged.answer.cause or ""),
+            legal=judged.outcome.legal,
+            gain=judged.outcome.gain,
+            rewards=judged.parts,
+            reward=self.weights.total(judged.parts),
+            perception_exact=judged.seen.exact,
+            next_state=State.of(state.task, game),
+        )

@@ -1,0 +1,116 @@
+"""The curves of a run, from its metrics.jsonl, as a picture and as a table.
+
+Of reinforcement learning the reward, P_acc and R_acc of every game; of a cold start the loss and the tokens foretold.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from g1_ray.files import read_lines, written
+
+CURVES = {
+    "reward": "reward",
+    "p_acc": "P_acc: board read without an error",
+    "r_acc": "R_acc: right move given a right board",
+}
+"""Last part of the metric's name, which is <game>/<this> -> title."""
+LAB_CURVES = {
+    "lab_p_acc": "lab: P_acc",
+    "lab_r_acc": "lab: R_acc",
+    "lab_reward_rate": "lab: moves that score",
+    "lab_reward_rate_true_perception": "lab: moves that score, given the true board",
+}
+"""Of runs that look into the lab now and then (eval.lab_every)."""
+SFT_CURVES = {"loss": "loss, nats a token", "token_acc": "share of tokens foretold"}
+SHARES = ("p_acc", "r_acc", "token_acc", *LAB_CURVES)
+"""Curves between 0 and 1."""
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run folder's metrics.jsonl, one for each step."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file; give the folder of a run, such as runs/quickstart")
+    return read_lines(path)
+
+
+def games_with_curves(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The games that a run's metrics speak of."""
+    return sorted({key.rpartition("/")[0] for line in metrics for key in line if key.endswith("/reward")})
+
+
+def smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """The mean [N] over a window centred at each of the values [N], shorter at the ends; NaN is left out."""
+    half = window // 2
+    known = ~np.isnan(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(known)])
+    low = np.maximum(np.arange(len(values)) - half, 0)
+    high = np.minimum(np.arange(len(values)) + half + 1, len(values))
+    number = counts[high] - counts[low]
+    return np.where(number > 0, (sums[high] - sums[low]) / np.maximum(number, 1), np.nan)
+
+
+def save_curves(folder: str | Path) -> Path:
+    """Writes curves.png and curves.csv into a run's or a cold start's folder; returns the picture's path.
+
+    The picture shows the values and their mean over a twentieth of the run. Raises `ValueError` where there is nothing.
+    """
+    folder = Path(folder)
+    metrics = read_metrics(folder)
+    if not metrics:
+        raise ValueError(f"{folder / 'metrics.jsonl'}: no step has been trained yet")
+    games = games_with_curves(metrics)
+    if games:
+        examined = any(key.rpartition("/")[2] in LAB_CURVES for line in metrics for key in line)
+        curves = {**CURVES, **LAB_CURVES} if examined else CURVES
+        names = {game: {curve: f"{game}/{curve}" for curve in curves} for game in games}
+    else:
+        curves, names = SFT_CURVES, {"": {curve: curve for curve in SFT_CURVES}}
+    columns = [name for line in names.values() for name in line.values()]
+    with written(folder / "curves.csv") as beside, beside.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["step", *columns])
+        table.writerows([line["step"], *(line.get(column) for column in columns)] for line in metrics)
+    _draw(folder / "curves.png", metrics, curves, names)
+    return folder / "curves.png"
+
+
+def _draw(
+    path: Path,
+    metrics: Sequence[Mapping[str, Any]],
+    curves: Mapping[str, str],
+    names: Mapping[str, Mapping[str, str]],
+) -> None:
+    """A plot for each of `curves`, with a line for each of `names`: label -> curve -> metric."""
+    from matplotlib.figure import Figure  # without pyplot: no display, nothing global
+
+    rows, columns = -(-len(curves) // 4), min(len(curves), 4)
+    figure = Figure(figsize=(4 * columns, 3.4 * rows), layout="constrained")
+    steps = np.array([line["step"] for line in metrics])
+    window = max(1, len(steps) // 20)
+    places = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in places[len(curves) :]:
+        axes.set_visible(False)
+    for axes, (curve, title) in zip(places, curves.items(), strict=False):
+        for i, (label, metric) in enumerate(names.items()):
+            # A step in which no answer bears on a metric lacks it.
+            values = np.array([line.get(metric[curve]) for line in metrics], np.float64)
+            known = ~np.isnan(values)
+            axes.plot(steps[known], values[known], color=f"C{i}", alpha=0.25, linewidth=1)
+            axes.plot(steps[known], smooth(values, window)[known], color=f"C{i}", label=label)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("optimizer step")
+        axes.grid(alpha=0.3)
+        if curve in SHARES:
+            axes.set_ylim(-0.02, 1.02)
+    if any(names):
+        figure.axes[0].legend()
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,264 @@
+"""The folder of a run, design section 6: all that is left of it afterwards, and all that it needs to go on.
+
+    config.json                  as resolved, every default filled in
+    metrics.jsonl, tensorboard/  a line for each step
+    ledger.jsonl                 a line for each group that came to an end, and one for each checkpoint
+    trajectories/*.parquet       a row for each turn: g1_ray/trajectories.py
+    checkpoints/step-N/          the newest ones
+    trace.jsonl, notes.jsonl     when each tick ran; what was out of the ordinary, tracebacks whole
+    logs/*.log                   of each process
+    report.json                  what it came to
+
+Two processes have it open, and write different files: the driver, and the buffer's actor (ledger and trajectories).
+When a run goes on from the checkpoint of step N, whatever came after N is taken back, so that all counts are right.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from g1_ray.config import RunConfig, load_config
+from g1_ray.files import Journal, read_lines, write_json, write_lines, write_text
+from g1_ray.runs import checkpoints
+from g1_ray.runs.trajectories import TrajectoryWriter, files_in
+from g1_ray.types import Fate, Group
+
+FATES = ("trained", "dropped", "quarantined")
+
+
+class RunFolder:
+    """A run folder that exists. `open` makes one."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not (self.path / "config.json").is_file():
+            raise ValueError(f"{self.path}: no config.json, so this is not the folder of a run")
+        self._journals: dict[str, Journal] = {}
+        self._trackers: list[Any] | None = None
+
+    @classmethod
+    def open(cls, config: RunConfig, resume: bool = False) -> RunFolder:
+        """The folder of a run that starts, or, with `resume`, that goes on from its newest checkpoint.
+
+        A run without a checkpoint starts anew. Raises `ValueError` where a run is there and `resume` is not set, or
+        where the run that is there is another one.
+        """
+        path = config.folder
+        if (path / "config.json").is_file():
+            folder = cls(path)
+            if not resume:
+                raise ValueError(
+                    f"{path} holds a run already, {folder.num_steps} steps of it.\n"
+                    f"Give --resume to go on with it, or another name: name={config.name}-2"
+                )
+            folder._check_same(config)
+            folder._rewind()
+        elif path.exists() and any(path.iterdir()):
+            raise ValueError(f"{path} is there and is not the folder of a run; give another name or out")
+        path.mkdir(parents=True, exist_ok=True)
+        write_text(path / "config.json", config.to_json())
+        folder = cls(path)
+        folder.note(f"goes on from {latest.name}" if (latest := folder.latest()) else "starts")
+        return folder
+
+    @functools.cached_property
+    def config(self) -> RunConfig:
+        """The run's config."""
+        return load_config(self.path / "config.json")
+
+    def _check_same(self, config: RunConfig) -> None:
+        """A checkpoint can only be gone on from with the model and the seed that it was made with."""
+        before, now = self.config.model_dump(mode="json"), config.model_dump(mode="json")
+        changed = [f"model.{key}" for key in before["model"] if before["model"][key] != now["model"][key]]
+        if before["seed"] != now["seed"]:
+            changed.append("seed")
+        if changed:
+            raise ValueError(
+                f"{self.path} is a run with another {', '.join(changed)}; it can't go on with a new one.\n"
+                f"Put back what {self.path / 'config.json'} says, or give another name: name={config.name}-2"
+            )
+
+    # Metrics
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A line of metrics.jsonl, where NaN and infinities become null, and the same to the trackers without them."""
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self._append("metrics.jsonl", {"step": step, "time": time.time(), **dict.fromkeys(metrics), **finite})
+        for tracker in self._open_trackers(step):
+            tracker.log(step, finite)
+
+    def _open_trackers(self, step: int) -> list[Any]:
+        if self._trackers is None:
+            kinds = {"tensorboard": _TensorBoard, "wandb": _Wandb}
+            self._trackers = [kinds[name](self.path, self.config, step) for name in self.config.trackers]
+        return self._trackers
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that metrics.jsonl has, counted from the run's start."""
+        lines = read_lines(self.path / "metrics.jsonl")
+        return int(lines[-1]["step"]) if lines else 0
+
+    # Groups
+
+    def log_fate(self, fate: Fate) -> None:
+        """A line of the ledger: what became of a group."""
+        self._append("ledger.jsonl", asdict(fate))
+
+    def keep_group(self, group: Group) -> None:
+        """Stores a group's turns among the trajectories."""
+        self._trajectories.add(group)
+
+    @functools.cached_property
+    def _trajectories(self) -> TrajectoryWriter:
+        return TrajectoryWriter(self.path / "trajectories")
+
+    def mark(self, step: int, num_issued: int) -> None:
+        """Says in the ledger that a checkpoint of this step follows, for which `num_issued` groups had been issued.
+
+        To be called together with the buffer's `state_dict`, so that both speak of the same moment.
+        """
+        self._trajectories.flush()
+        files = len(files_in(self.path / "trajectories"))
+        self._append("ledger.jsonl", {"checkpoint": step, "issued": num_issued, "files": files})
+
+    def ledger(self) -> list[Fate]:
+        """The fates of all groups that came to an end."""
+        return [Fate(**line) for line in read_lines(self.path / "ledger.jsonl") if "fate" in line]
+
+    # Checkpoints
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of a step goes. The learner writes it beside and renames it, so it is whole if there."""
+        return self._checkpoints / f"step-{step}"
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def checkpoints(self) -> list[Path]:
+        """The finished checkpoints, oldest first."""
+        return checkpoints.checkpoints(self._checkpoints)
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint that is intact."""
+        return checkpoints.latest(self._checkpoints)
+
+    def prune_checkpoints(self, keep: int) -> None:
+        """Removes all but the newest `keep`."""
+        checkpoints.prune(self._checkpoints, keep)
+
+    # What else there is to say
+
+    def trace(self, kind: str, lane: int, start: float, end: float, **about: Any) -> None:
+        """When a tick ran, Unix time in s."""
+        self._append("trace.jsonl", {"kind": kind, "lane": lane, "start": start, "end": end, **about})
+
+    def note(self, text: str, trace: str = "") -> None:
+        """Something out of the ordinary, with the traceback of an error."""
+        self._append("notes.jsonl", {"time": time.time(), "note": text} | ({"traceback": trace} if trace else {}))
+
+    def write_report(self, books: Mapping[str, int], seconds: float, **more: Any) -> dict[str, Any]:
+        """report.json: what the run came to. `seconds` is how long it took since it was started or went on.
+
+        `books` are the buffer's, which have to add up and to agree with the ledger: whether they do is in the report.
+        """
+        ended = Counter(fate.fate for fate in self.ledger())
+        latest, lines = self.checkpoints()[-1:], read_lines(self.path / "metrics.jsonl")
+        report = {
+            "name": self.config.name,
+            "steps": self.num_steps,
+            "seconds": round(seconds, 1),
+            "groups": dict(books),
+            "groups_add_up": books["issued"] == sum(books[fate] for fate in FATES) + books["in_flight"],
+            "ledger_agrees": all(ended[fate] == books[fate] for fate in FATES),
+            "checkpoint": str(latest[0].relative_to(self.path)) if latest else None,
+            "last_metrics": lines[-1] if lines else {},
+            **more,
+        }
+        write_json(self.path / "report.json", report)
+        return report
+
+    def save_curves(self) -> Path:
+        """curves.png and curves.csv: reward, P_acc and R_acc of every game."""
+        from g1_ray.runs.curves import save_curves
+
+        return save_curves(self.path)
+
+    def close(self) -> None:
+        """Writes out what is kept in memory, and closes all files."""
+        if "_trajectories" in self.__dict__:
+            self._trajectories.flush()
+        for journal in self._journals.values():
+            journal.close()
+        for tracker in self._trackers or ():
+            tracker.close()
+        self._trackers = None
+
+    def _append(self, name: str, line: Mapping[str, Any]) -> None:
+        self._journals.setdefault(name, Journal(self.path / name)).append(line)
+
+    # Going on
+
+    def _rewind(self) -> None:
+        """Takes back what came after the newest checkpoint, or everything where there is none."""
+        latest = self.latest()
+        step = int(latest.name.partition("-")[2]) if latest else 0
+        ledger = read_lines(self.path / "ledger.jsonl")
+        marks = [i for i, line in enumerate(ledger) if line.get("checkpoint") == step]
+        if step and not marks:
+            raise ValueError(f"{self.path / 'ledger.jsonl'} says nothing of the checkpoint of step {step}; start anew")
+        kept = ledger[: marks[-1] + 1] if marks else []
+        mark = kept[-1] if kept else {"issued": 0, "files": 0}
+        ended = {line["group"] for line in kept if "fate" in line}
+        lost = [Fate(group, "", "dropped", "lost", step, 0) for group in range(mark["issued"]) if group not in ended]
+        write_lines(self.path / "ledger.jsonl", [*kept, *map(asdict, lost)])
+        metrics = [line for line in read_lines(self.path / "metrics.jsonl") if line["step"] <= step]
+        write_lines(self.path / "metrics.jsonl", metrics)
+        for path in files_in(self.path / "trajectories")[mark["files"] :]:
+            path.unlink()
+
+
+class _TensorBoard:
+    def __init__(self, path: Path, config: RunConfig, step: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        # What an earlier session logged from this step on is taken back.
+        folder = str(path / "tensorboard")
+        self.writer = SummaryWriter(folder, purge_step=step, filename_suffix=f".{step}", flush_secs=10)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class _Wandb:
+    def __init__(self, path: Path, config: RunConfig, step: int) -> None:
+        import wandb
+
+        begun = int(read_lines(path / "notes.jsonl")[0]["time"])
+        values = config.model_dump(mode="json")
+        self.run = wandb.init(
+            project="g1_ray",
+            name=config.name,
+            id=f"{config.name}-{begun}",
+            dir=str(path),
+            config=values,
+            resume="allow",
+        )
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        self.run.finish()

@@ -1,0 +1,108 @@
+"""Rollouts on disk: parquet files with a row for each turn, which `datasets.load_dataset("parquet", ...)` opens.
+
+A picture is not stored: `State.from_bytes(row["state"]).draw()` draws it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from g1_ray.config import REWARD_PARTS
+from g1_ray.runs.parquet import write_tables
+from g1_ray.types import Group
+
+TOKENS_PER_FILE = 1_000_000
+"""Tokens of prompts and completions that are held in memory before a file is written."""
+
+SCHEMA = pa.schema(
+    [
+        ("game", pa.string()),
+        ("group", pa.int64()),
+        ("rollout", pa.int32()),
+        ("turn", pa.int32()),
+        ("task", pa.string()),  # JSON, see Task.from_json
+        ("state", pa.binary()),  # whole, see State.from_bytes
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("completion_ids", pa.list_(pa.int32())),
+        ("logprobs", pa.list_(pa.float32())),  # of the completion's tokens, nats
+        ("versions", pa.list_(pa.int32())),  # the policy that sampled each of them
+        ("finish_reason", pa.string()),
+        ("text", pa.string()),
+        ("action", pa.int32()),  # null: unreadable
+        ("action_text", pa.string()),
+        ("cause", pa.string()),  # why it was unreadable
+        ("legal", pa.bool_()),
+        ("gain", pa.float64()),
+        ("reward", pa.float64()),
+        ("reward_game", pa.float64()),
+        ("reward_format", pa.float64()),
+        ("reward_perception", pa.float64()),
+        ("perception_exact", pa.bool_()),
+        ("over", pa.bool_()),  # whether the episode ended with this turn
+    ]
+)
+
+
+def turn_rows(group: Group) -> Iterator[dict[str, Any]]:
+    """A row for each turn of a group."""
+    actions = group.start.task.new_game().actions
+    task = group.start.task.to_json()
+    for number, rollout in enumerate(group.rollouts):
+        for place, turn in enumerate(rollout.turns):
+            yield {
+                "game": group.ticket.game,
+                "group": group.ticket.group,
+                "rollout": number,
+                "turn": place,
+                "task": task,
+                "state": turn.prompt.states[-1].to_bytes(),
+                "prompt_ids": turn.prompt.token_ids,
+                "completion_ids": turn.completion.token_ids,
+                "logprobs": turn.completion.logprobs,
+                "versions": turn.completion.versions,
+                "finish_reason": turn.completion.finish_reason,
+                "text": turn.text,
+                "action": turn.action,
+                "action_text": "" if turn.action is None else actions.write(turn.action),
+                "cause": turn.cause,
+                "legal": turn.legal,
+                "gain": turn.gain,
+                "reward": turn.reward,
+                **{f"reward_{part}": turn.rewards.get(part) for part in REWARD_PARTS},
+                "perception_exact": turn.perception_exact,
+                "over": rollout.over and place == len(rollout.turns) - 1,
+            }
+
+
+class TrajectoryWriter:
+    """Writes groups to numbered files in a folder, each whole."""
+
+    def __init__(self, folder: Path, tokens_per_file: int = TOKENS_PER_FILE) -> None:
+        self.folder, self.tokens_per_file = folder, tokens_per_file
+        self._rows: list[dict[str, Any]] = []
+        self._tokens = 0
+
+    def add(self, group: Group) -> None:
+        """Keeps a group; a file is written when there are tokens enough for one."""
+        for row in turn_rows(group):
+            self._rows.append(row)
+            self._tokens += len(row["prompt_ids"]) + len(row["completion_ids"])
+        if self._tokens >= self.tokens_per_file:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is held in memory, if anything is."""
+        if not self._rows:
+            return
+        path = self.folder / f"{len(files_in(self.folder)):06d}.parquet"
+        write_tables(path, SCHEMA, [pa.Table.from_pylist(self._rows, SCHEMA)])
+        self._rows, self._tokens = [], 0
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The files of a folder of trajectories or of moves, in their order."""
+    return sorted(folder.glob("*.parquet"))

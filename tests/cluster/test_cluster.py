@@ -1,0 +1,164 @@
+"""The cluster file against Ray's own checks, and the run as a Ray job on a cluster with token authentication."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from endpoints import vllm_serving
+
+from envs import Codec, State
+from g1_ray.cluster.placement import check_run, nodes_of_yaml
+from g1_ray.config import load_config
+from g1_ray.evaluation.endpoint import Endpoint, EndpointConfig
+from g1_ray.models.find import model_path
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+
+def test_ray_accepts_the_cluster_file():
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    prepared = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
+    validate_config(prepared)
+    kinds = prepared["available_node_types"]
+    assert set(kinds) == {"head", "env", "inference", "learner"}
+    assert all(kinds[name]["min_workers"] < kinds[name]["max_workers"] for name in ("env", "inference", "learner"))
+    assert sum(kind["max_workers"] for kind in kinds.values()) <= prepared["max_workers"]
+
+
+def test_each_role_of_the_cluster_preset_lands_on_its_own_nodes():
+    nodes = nodes_of_yaml(ROOT / "cluster.yaml")
+    lines = (
+        check_run(load_config(ROOT / "jobs/configs/paper-7b-cluster.toml"), nodes).split("placement\n")[1].split("\n")
+    )
+    assert len(lines) == len(nodes)
+    for line in lines:
+        if "learner rank" in line:
+            assert "8 GPUs" in line and "engine" not in line and "env worker" not in line
+        if "engine" in line:
+            assert "4 GPUs" in line and "env worker" not in line
+        if "env worker" in line:
+            assert "0 GPUs" in line
+
+
+def free_ports(number):
+    """Ports that nobody listens on."""
+    sockets = [socket.socket() for _ in range(number)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+@contextmanager
+def head_with_token():
+    """A Ray head of our own, on free ports, with token authentication: its dashboard's address, and an environment.
+
+    What is stopped at the end is what was started here: other clusters on the machine go on.
+    """
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # paths of sockets have to be short
+    gcs, dashboard, client, agent = free_ports(4)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "PATH": f"{BIN}:{os.environ['PATH']}"}
+    command = [
+        BIN / "ray",
+        "start",
+        "--head",
+        "--block",
+        "--disable-usage-stats",
+        "--num-cpus=2",
+        f"--temp-dir={folder}",
+    ]
+    command += ["--object-store-memory=200000000", "--include-dashboard=true", "--dashboard-host=127.0.0.1"]
+    command += [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+    command += [f"--dashboard-agent-listen-port={agent}"]
+    with open(Path(folder) / "head.log", "w") as log:
+        head = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for(dashboard, head)
+        yield f"http://127.0.0.1:{dashboard}", env
+    finally:
+        ours = [head, *psutil.Process(head.pid).children(recursive=True)] if head.poll() is None else []
+        if ours:
+            head.send_signal(signal.SIGTERM)
+            head.wait(30)
+        _, left = psutil.wait_procs(ours[1:], timeout=15)
+        for process in left:
+            process.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for(port, process):
+    """Until somebody listens on a port."""
+    deadline = time.monotonic() + 120
+    while socket.socket().connect_ex(("127.0.0.1", port)):
+        assert process.poll() is None, f"{process.args[:2]} ended"
+        assert time.monotonic() < deadline, f"nobody listens on port {port}"
+        time.sleep(0.2)
+
+
+def submit(address, env, *entrypoint):
+    command = [BIN / "ray", "job", "submit", "--address", address, "--working-dir", ".", "--", *entrypoint]
+    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=400)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_job_is_submitted_with_a_token_and_uploads_little():
+    with head_with_token() as (address, env):
+        done = submit(
+            address,
+            env,
+            "bash",
+            "-c",
+            "du -sb . && ls -A && python -m jobs.train jobs/configs/quickstart.toml --dry-run",
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "succeeded" in done.stdout
+        # The shipped job ran, from what was uploaded, and found its model there.
+        assert '"name": "quickstart"' in done.stdout and "1 x learner rank" in done.stdout
+        assert "_ray_pkg_" in next(line for line in done.stdout.splitlines() if "million parameters" in line)
+        size = next(int(line.split()[0]) for line in done.stdout.splitlines() if line.endswith("\t."))
+        assert size < 10_000_000
+        assert not {".git", ".venv", "runs", "tests", "docs"} & set(done.stdout.split())
+
+        refused = submit(address, {**env, "RAY_AUTH_TOKEN": secrets.token_hex(32)}, "true")
+        assert refused.returncode != 0 and "auth" in (refused.stdout + refused.stderr).lower()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_job_trains_and_vllm_serves_its_checkpoint(tmp_path):
+    pytest.importorskip("vllm")
+    small = ["steps=2", "rollout.groups_per_step=4", "rollout.group_size=4", "asynchrony.groups_per_tick=2"]
+    table = ["eval.runs=1", "eval.moves=3"]
+    with head_with_token() as (address, env):
+        train = ["python", "-m", "jobs.train", "jobs/configs/quickstart.toml", f"out={tmp_path}", *small, *table]
+        done = submit(address, env, *train)
+        assert done.returncode == 0 and "succeeded" in done.stdout, done.stdout + done.stderr
+    run = tmp_path / "quickstart"
+    report = json.loads((run / "report.json").read_text())
+    assert report["steps"] == 2 and report["groups_add_up"] and report["ledger_agrees"]
+
+    with vllm_serving(model_path(str(run)), tmp_path / "serve.log") as url:
+        task = load_config(ROOT / "jobs/configs/quickstart.toml").games[1].task()
+        endpoint = Endpoint(EndpointConfig(url=url, model="m", max_tokens=160))
+        game, codec = task.new_game(), Codec(task)
+        game.reset(0)
+        replies = [endpoint.ask(State.of(task, game), codec.prompt(), seed) for seed in range(8)]
+        assert any(codec.read(reply.text).action in game.legal_actions() for reply in replies)

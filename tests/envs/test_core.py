@@ -1,0 +1,443 @@
+"""What holds for every game: seeds, snapshots, forks, illegal moves, ends, tasks and states."""
+
+import dataclasses
+import pickle
+import random
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from envs import GameOptions, State, Task, game_names, game_spec, register_game
+
+GAMES = [(name, level) for name in game_names() for level in range(len(game_spec(name).levels))]
+
+
+def started(name, seed=0, **options):
+    game = Task.make(name, **options).new_game()
+    game.reset(seed)
+    return game
+
+
+def walk(game, moves, rng):
+    """Random legal moves; stops before the end of the episode."""
+    for _ in range(moves):
+        before = game.snapshot()
+        legal = game.legal_actions()
+        game.step(legal[int(rng.random() * len(legal))])
+        if game.over:
+            game.restore(before)
+            break
+
+
+def future(game, rng, moves=15):
+    """What happens next, for a fixed choice of moves."""
+    trail = []
+    while not game.over and len(trail) < moves:
+        legal = game.legal_actions()
+        trail.append((legal, game.step(legal[int(rng.random() * len(legal))]), game.snapshot()))
+    return trail
+
+
+@pytest.mark.parametrize("name, level", GAMES)
+def test_equal_bytes_have_equal_futures(name, level):
+    rng = np.random.default_rng(0)
+    for seed in range(3):
+        game = started(name, seed, reasoning=level)
+        walk(game, 11, rng)
+        data = game.snapshot()
+        other = started(name, 99, reasoning=level)
+        other.restore(data)
+        assert other.snapshot() == data and other.legal_actions() == game.legal_actions()
+        assert (other.perception() == game.perception()).all() and (other.looks == game.looks).all()
+        assert future(game, np.random.default_rng(1)) == future(other, np.random.default_rng(1))
+        assert game.snapshot() != data
+
+
+@pytest.mark.parametrize("name, level", GAMES)
+def test_a_seed_decides_the_game(name, level):
+    a, b, c = started(name, 4, reasoning=level), started(name, 4, reasoning=level), started(name, 5, reasoning=level)
+    assert a.snapshot() == b.snapshot() != c.snapshot()
+    future(a, np.random.default_rng(0))
+    a.reset(4)
+    assert a.snapshot() == b.snapshot()
+
+
+@pytest.mark.parametrize("name", game_names())
+def test_forks_are_equal_at_any_moment_and_at_the_last_move(name):
+    horizon = 9
+    game = started(name, reasoning={"horizon": horizon})
+    for move in range(horizon):
+        action, before = game.legal_actions()[-1], game.snapshot()
+        forks = [game.fork() for _ in range(5)]
+        results = {(fork.step(action), fork.snapshot()) for fork in forks}
+        assert len(results) == 1 and game.snapshot() == before
+        assert results.pop()[0].truncated == (move == horizon - 1)
+        game.step(action)
+    assert game.over and game.legal_actions() == ()
+
+
+@pytest.mark.parametrize("name", game_names())
+def test_illegal_actions_change_nothing_but_the_count(name):
+    game = started(name, 3)
+    board, legal, rng_at = game.perception(), game.legal_actions(), game.rng.bit_generator.state
+    illegal = [a for a in range(game.actions.num) if a not in legal][:20]
+    hostile = [None, -1, game.actions.num, 10**30, -(10**30), np.int64(-7), *illegal]
+    for moves, action in enumerate(hostile, 1):
+        outcome = game.step(action)
+        assert outcome == (False, 0.0, 0, False, False, False)
+        assert (game.perception() == board).all() and game.legal_actions() == legal
+        assert game.rng.bit_generator.state == rng_at and game.moves == moves and game.score == 0
+
+
+@pytest.mark.parametrize("name", game_names())
+def test_what_is_no_integer_is_refused_and_changes_nothing(name):
+    game = started(name)
+    before = game.snapshot()
+    for action in (1.0, "0", "up", b"", [0], (0, 1), np.float32(2), {}):
+        with pytest.raises(TypeError):
+            game.step(action)
+        assert game.snapshot() == before
+
+
+@pytest.mark.parametrize("name", game_names())
+def test_a_finished_episode_stays_finished(name):
+    game = started(name, reasoning={"horizon": 1})
+    assert game.step(None).truncated
+    before = game.snapshot()
+    for action in (0, None):
+        with pytest.raises(RuntimeError, match="reset"):
+            game.step(action)
+    assert game.snapshot() == before
+    twin = game.fork()
+    assert twin.over and twin.legal_actions() == ()
+    for use in (lambda game: game.step(0), lambda game: game.snapshot(), lambda game: game.fork()):
+        with pytest.raises(RuntimeError, match="reset"):
+            use(Task.make(name).new_game())
+
+
+@pytest.mark.parametrize("name", game_names())
+def test_bytes_that_are_no_snapshot_are_refused_and_change_nothing(name):
+    game = started(name, 2)
+    data = game.snapshot()
+    for bad in (b"", b"\0" * len(data), data[:-1], data + b"\0", data[:-1] + b"\xff", b"x" + data[1:]):
+        with pytest.raises(ValueError):
+            game.restore(bad)
+        assert game.snapshot() == data
+
+
+@pytest.mark.parametrize("name", game_names())
+def test_what_a_caller_gets_is_a_copy(name):
+    game = started(name)
+    before = game.snapshot()
+    game.perception()[:] = 0
+    assert game.snapshot() == before
+
+
+@pytest.mark.parametrize("name, level", GAMES)
+def test_states_and_tasks_survive_a_journey(name, level):
+    task = Task.make(name, reasoning=level, perception=1)
+    assert Task.from_json(task.to_json()) == pickle.loads(pickle.dumps(task)) == task
+    game = task.new_game()
+    game.reset(8)
+    state = State.of(task, game)
+    copy = State.from_bytes(state.to_bytes())
+    assert copy == state and copy.to_bytes() == state.to_bytes()
+    assert copy.game().snapshot() == game.snapshot()
+    assert len(state.data) < 150 + 3 * game.rows * game.cols
+    for bad in (b"", b"xx", state.to_bytes()[:40], state.to_bytes()[:-1], b"\xff" * 100):
+        with pytest.raises(ValueError):
+            State.from_bytes(bad)
+
+
+@pytest.mark.parametrize("name", game_names())
+def test_every_preset_is_a_task_of_its_own(name):
+    for preset in game_spec(name).presets:
+        if preset == "paper" and name == "shisen-photos":
+            with pytest.raises(ValueError, match="CIFAR-10"):  # it needs the files
+                Task.make(name, preset=preset)
+        else:
+            assert Task.make(name, preset=preset) == Task.make(name, preset=preset)
+
+
+def test_the_papers_settings():
+    assert Task.make("2048", preset="paper").reasoning.as_dict() == {"horizon": 100, "size": 4, "goal": 0}
+    shisen = Task.make("shisen", preset="paper")
+    assert (shisen.reasoning.rows, shisen.reasoning.cols, shisen.reasoning.copies) == (6, 6, 4)
+    assert (shisen.perception.colors, shisen.perception.shapes, shisen.reasoning.kinds) == (6, 6, 36)
+    photos = Task.make("shisen-photos", preset="procedural").new_game()
+    photos.reset(0)
+    assert len(np.unique(photos.perception())) == 9  # 9 of 10 classes, 4 photos each
+    swap = Task.make("swap", preset="paper")
+    assert (swap.reasoning.rows, swap.reasoning.kinds, swap.perception.colors, swap.perception.shapes) == (8, 12, 4, 3)
+
+
+@pytest.mark.parametrize("tiles", ["colors", "shapes", "numbers", "glyphs", "photos"])
+@pytest.mark.parametrize("name, level", GAMES)
+def test_any_level_goes_with_any_tile_set(name, level, tiles):
+    assert Task.make(name, reasoning=level, perception={"tiles": tiles}).renderer.names
+
+
+@pytest.mark.parametrize("tiles", ["colors", "shapes", "numbers", "glyphs", "photos"])
+@pytest.mark.parametrize("name, side", [(name, side) for name in game_names() for side in (4, 5, 8, 12, 16)])
+def test_any_game_goes_with_any_tile_set_at_any_size(name, side, tiles):
+    if name == "2048":
+        reasoning = {"size": min(side, 8)}
+    else:
+        reasoning = {"rows": side, "cols": side + 1 if "shisen" in name and side % 2 else side}
+    task = Task.make(name, reasoning=reasoning, perception={"tiles": tiles})
+    game = task.new_game()
+    game.reset(0)
+    assert task.draw(game).shape == task.renderer.shape
+
+
+@pytest.mark.parametrize(
+    "name, reasoning, message",
+    [
+        ("2048", {"size": 1}, "size = 1: must be 2 to 8"),
+        ("2048", {"size": "4"}, "size = '4': expected int"),
+        ("2048", {"size": 4.0}, "expected int"),
+        ("2048", {"size": True}, "expected int"),
+        ("2048", {"goal": 100}, "goal = 100.*power of two"),
+        ("2048", {"goal": 64, "size": 2}, "goal = 64.*8 to 32"),
+        ("2048", {"horizon": -1}, "horizon = -1"),
+        ("shisen", {"rows": 5, "cols": 5}, "copies = 4.*25 cells"),
+        ("shisen", {"copies": 3}, "copies = 3: must be even"),
+        ("shisen", {"kinds": 4}, "kinds = 4.*at least 9"),
+        ("shisen", {"rows": 17}, "rows = 17: must be 2 to 16"),
+        ("swap", {"kinds": 3}, "kinds = 3: must be 4 to 32"),
+        ("swap", {"kinds": 20}, "at most 16"),
+        ("swap", {"colours": 4}, "unknown option 'colours'"),
+        ("swap", {"rows": None}, "rows = None: expected int"),
+        ("shisen", {"cols": {}}, "cols = {}: expected int"),
+        ("swap", {"horizon": 10**10}, "horizon = 10000000000"),
+    ],
+)
+def test_options_out_of_bounds_are_named(name, reasoning, message):
+    with pytest.raises(ValueError, match=f"{name}: .*{message}"):
+        Task.make(name, reasoning=reasoning)
+
+
+def test_data_does_not_say_which_code_to_run():
+    text = Task.make("2048").to_json()
+    assert Task.from_json(text.replace('"2048"', '"this:2048"')).new_game().rows == 4
+    assert "this" not in sys.modules
+    with pytest.raises(ValueError, match="unknown game 'zen'.*import the module"):
+        Task.from_json(text.replace('"2048"', '"this:zen"'))
+    assert "this" not in sys.modules
+    with pytest.raises(ValueError, match="expected a level or options"):
+        Task.make("2048", reasoning="2")
+
+
+def test_a_name_is_registered_once():
+    spec = game_spec("2048")
+    register_game(spec)  # the same again is fine
+    with pytest.raises(ValueError, match="registered already"):
+        register_game(type(spec)("2048", spec.game_type, "another"))
+    assert GameOptions.parse({}).horizon == 100
+
+
+def one_move_from_winning(name):
+    """A game whose next move by the oracle wins."""
+    game = started(name, reasoning={"2048": {"goal": 16, "horizon": 0}, "swap": {"goal": 3}}.get(name))
+    while not game.fork().step(game.oracle()).success:
+        game.step(game.oracle())
+    return game
+
+
+@pytest.mark.parametrize("name", game_names())
+def test_forks_of_a_winning_move_are_equal(name):
+    game = one_move_from_winning(name)
+    action, before = game.oracle(), game.snapshot()
+    forks = [game.fork() for _ in range(5)]
+    results = {(fork.step(action), fork.snapshot()) for fork in forks}
+    assert len(results) == 1 and game.snapshot() == before and not game.over
+    outcome, after = results.pop()
+    assert outcome.success and outcome.terminated and not outcome.truncated
+    won = game.fork()
+    won.restore(after)
+    assert won.over and won.legal_actions() == () and won.snapshot() == after
+    with pytest.raises(RuntimeError):
+        won.step(action)
+    assert won.snapshot() == after
+
+
+@pytest.mark.parametrize("name, level", GAMES)
+def test_playing_a_fork_leaves_the_game_alone(name, level):
+    game, rng = started(name, 6, reasoning=level), np.random.default_rng(2)
+    for _ in range(6):
+        before, legal, fork = game.snapshot(), game.legal_actions(), game.fork()
+        future(fork, rng, 4)
+        assert game.snapshot() == before and game.legal_actions() == legal
+        game.step(legal[0])
+        assert fork.snapshot() != game.snapshot()
+
+
+@pytest.mark.parametrize("name", game_names())
+def test_an_illegal_last_move_ends_the_episode_and_changes_nothing_else(name):
+    for action in (None, -1):
+        game = started(name, 1, reasoning={"horizon": 2})
+        board, rng_at = game.perception(), game.rng.bit_generator.state
+        assert game.step(action) == (False, 0.0, 0, False, False, False)
+        assert game.step(action) == (False, 0.0, 0, False, True, False)
+        assert (game.perception() == board).all() and game.rng.bit_generator.state == rng_at
+        assert (game.moves, game.score, game.over) == (2, 0, True)
+
+
+@pytest.mark.parametrize("name", game_names())
+def test_a_horizon_of_0_never_cuts_an_episode_off(name):
+    game = started(name, reasoning={"horizon": 0})
+    for _ in range(500):
+        assert not game.step(None).truncated
+    assert game.moves == 500 and not game.over
+
+
+@pytest.mark.parametrize("name", game_names())
+def test_a_step_is_not_moved_by_generators_outside_the_game(name):
+    a, b = started(name, 4), started(name, 4)
+    random_state, numpy_state = random.getstate(), np.random.get_state()[1].copy()
+    trail = future(a, np.random.default_rng(0))
+    assert random.getstate() == random_state and (np.random.get_state()[1] == numpy_state).all()
+    random.seed(1)
+    np.random.seed(1)
+    assert future(b, np.random.default_rng(0)) == trail
+
+
+@pytest.mark.parametrize("name", game_names())
+def test_snapshots_of_another_game_are_refused(name):
+    for other in game_names():
+        side = {"size": 7} if name == "2048" else {"rows": 8, "cols": 14}
+        game, data = started(name, reasoning=side), started(other, 1).snapshot()
+        before = game.snapshot()
+        with pytest.raises(ValueError, match="not a snapshot|not a board"):
+            game.restore(data)
+        assert game.snapshot() == before
+
+
+@pytest.mark.parametrize("name", game_names())
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_bytes_are_refused_or_restored_whole(name, data):
+    game = started(name, 2)
+    good = game.snapshot()
+    garbage = bytearray(good)
+    for at, value in data.draw(st.lists(st.tuples(st.integers(0, len(good) - 1), st.integers(0, 255)), max_size=4)):
+        garbage[at] = value
+    garbage[13] &= 1  # the end of the episode, yes or no
+    del garbage[data.draw(st.one_of(st.just(len(good)), st.integers(0, len(good)))) :]
+    if data.draw(st.integers(0, 3)) == 0:
+        garbage += data.draw(st.binary(max_size=3))
+    try:
+        game.restore(bytes(garbage))
+    except ValueError:
+        assert game.snapshot() == good
+    else:
+        assert game.snapshot() == bytes(garbage) and len(garbage) == len(good)
+
+
+@pytest.mark.parametrize("name", game_names())
+def test_broken_states_are_refused_with_a_value_error(name):
+    task, rng = Task.make(name), np.random.default_rng(0)
+    good, refused = State.of(task, started(name)).to_bytes(), 0
+    for _ in range(400):
+        bad = bytearray(good)
+        for at in rng.integers(len(bad), size=3).tolist():
+            bad[at] = int(rng.integers(256))
+        try:
+            assert State.from_bytes(bytes(bad)).game().rows
+        except ValueError:
+            refused += 1
+    assert refused > 200
+
+
+@pytest.mark.parametrize("name", game_names())
+def test_every_bound_of_every_option_is_kept_and_named(name):
+    task = Task.make(name)
+    for axis, options in (("reasoning", task.reasoning), ("perception", task.perception)):
+        for field in dataclasses.fields(options):
+            low, high, choices = (field.metadata[key] for key in ("low", "high", "choices"))
+            beyond = [low - 1] if low is not None else []
+            beyond += [high + 1] if high is not None else []
+            beyond += ["no such one"] if choices else []
+            for value in [*beyond, []]:
+                with pytest.raises(ValueError, match=rf"^{name}: (.*; )?{field.name} = "):
+                    Task.make(name, **{axis: {field.name: value}})
+
+
+@pytest.mark.parametrize(
+    "name, make, message",
+    [
+        ("shisn", {}, "unknown game 'shisn'; did you mean 'shisen'"),
+        ("2048", {"preset": "papr"}, "2048: unknown preset 'papr'; did you mean 'paper'"),
+        ("2048", {"reasoning": {"sizee": 4}}, "unknown option 'sizee'; did you mean 'size'"),
+        ("swap", {"perception": {"tile": "shapes"}}, "unknown option 'tile'; did you mean 'tiles'"),
+        ("swap", {"perception": {"tiles": "shape"}}, "tiles = 'shape'.*did you mean 'shapes'"),
+        ("swap", {"perception": {"rotation": float("nan")}}, "rotation = nan: must be 0.0 to 45.0"),
+        ("2048", {"reasoning": 4}, "reasoning = 4: levels are 0 to 3"),
+        ("2048", {"reasoning": -1}, "reasoning = -1: levels are 0 to 3"),
+        ("2048", {"perception": 4}, "perception = 4: levels are 0 to 3"),
+        ("swap", {"perception": {"tiles": "colors", "colors": 3}}, "3 kinds, and this game needs 4"),
+    ],
+)
+def test_errors_name_the_value_and_the_nearest_right_one(name, make, message):
+    with pytest.raises(ValueError, match=message):
+        Task.make(name, **make)
+
+
+@pytest.mark.parametrize("name, level", GAMES)
+def test_a_pickled_task_plays_and_draws_the_same(name, level):
+    task = Task.make(name, reasoning=level, perception=2)
+    copy = pickle.loads(pickle.dumps(task))
+    game, twin = task.new_game(), copy.new_game()
+    game.reset(5)
+    twin.reset(5)
+    assert hash(copy) == hash(task) and game.snapshot() == twin.snapshot()
+    assert (task.draw(game) == copy.draw(twin)).all()
+
+
+def test_photos_never_repeat_though_looks_are_large():
+    game = started("shisen", 2795)
+    for kind in np.unique(game.perception()).tolist():
+        assert len(set((game.looks[game.perception() == kind] % 5).tolist())) == 4
+
+
+@pytest.mark.parametrize("name", game_names())
+def test_a_batch_refuses_actions_it_can_not_mean_and_changes_nothing(name):
+    task = Task.make(name, reasoning={"horizon": 2})
+    batch = task.new_batch(2)
+    for i in range(2):
+        batch.reset(i, i)
+    before = [batch.snapshot(i) for i in range(2)]
+    for actions, error in (
+        (np.array([0.0, 1.0]), TypeError),
+        (np.zeros(3, int), ValueError),
+        (np.int64(0), ValueError),
+    ):
+        with pytest.raises(error):
+            batch.step(actions)
+    assert [batch.snapshot(i) for i in range(2)] == before
+    for _ in range(2):
+        batch.step(np.array([-1, -1]), np.array([False, True]))
+    with pytest.raises(RuntimeError, match="over"):
+        batch.step(np.zeros(2, int))
+    assert batch.snapshot(0) == before[0]
+
+
+def test_boards_that_no_game_reaches_are_refused():
+    boards = {"2048": bytes(16), "shisen": bytes([1, 1, 1, *[0] * 33]), "swap": bytes(64)}
+    for name, board in boards.items():
+        game = started(name)
+        data = game.snapshot()
+        for bad in (data[: -len(board)] + board, data[:5] + b"\xff" * 8 + data[13:], data[:13] + b"\7" + data[14:]):
+            with pytest.raises(ValueError):
+                game.restore(bad)
+            assert game.snapshot() == data
+
+
+def test_a_state_without_a_legal_move_is_over():
+    game = started("shisen", reasoning={"rows": 2, "cols": 2, "copies": 2})
+    data = game.snapshot()
+    game.restore(data[:-4] + bytes([1, 2, 2, 1]))
+    assert game.over and game.legal_actions() == ()

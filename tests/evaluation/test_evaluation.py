@@ -1,0 +1,193 @@
+"""Evaluations as users run them: over Ray, killed and gone on with, with models, a recorded person, grids, the lab."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ray")
+
+from g1_ray.config import GameConfig  # noqa: E402
+from g1_ray.evaluation.grid import variants  # noqa: E402
+from g1_ray.evaluation.moves import read_runs  # noqa: E402
+from g1_ray.evaluation.players import parse_game, parse_player  # noqa: E402
+from jobs.__main__ import main  # noqa: E402
+
+SMALL = ["2048?size=3&tile_px=28", "shisen?rows=4&cols=4&tile_px=28"]
+
+
+def evaluate(*argv: str) -> int:
+    return main(["evaluate", *argv])
+
+
+@pytest.mark.xdist_group("ray")
+def test_a_table_of_everyone(ray_cluster, tmp_path, capsys):
+    """Classic players, a person, a model at two temperatures: on the same seeds, and again without playing anew."""
+    record = tmp_path / "me.parquet"
+    for seed in ("0", "1"):
+        spec = ["shisen", "--reasoning", "rows=4,cols=4", "--perception", "tile_px=28"]
+        assert main(["play", *spec, "--player", "oracle", "--moves", "12", "--seed", seed, "--save", str(record)]) == 0
+    players = ["uniform", f"me=human:{record}", "oracle", "cold=tiny-coldstart", "sure=tiny-coldstart?temperature=0"]
+    command = ["--games", SMALL[1], "--players", *players, "--runs", "2", "--moves", "12", "--against", "uniform"]
+    out = tmp_path / "out"
+    capsys.readouterr()
+    assert evaluate(*command, "--out", str(out), "--clips", "mp4", "--lab", "12") == 0
+    told = capsys.readouterr().out
+    results = {line["player"]: line for line in json.loads((out / "results.json").read_text())}
+    assert list(results) == ["uniform", "me", "oracle", "cold", "sure"]
+    assert results["me"]["score"] == results["oracle"]["score"] and results["oracle"]["scoring"] == [100, 100, 100]
+    assert results["sure"]["p_acc"] > 0.9 and results["sure"]["tokens"] > 20 and results["oracle"]["p_acc"] is None
+    assert results["sure"]["difference"][0] > 0 and "score less uniform's" in told
+    files = sorted(path.name for path in (out / "moves").iterdir())
+    assert len(files) == 5 and all(len(read_runs(out / "moves" / name)) == 2 for name in files)
+    assert len(list(out.glob("*.mp4"))) == 5
+    labs = json.loads((out / "lab.json").read_text())
+    assert len(labs) == 2 and "true perception" in told
+
+    replies = (out / "replies.jsonl").read_text()
+    table = (out / "table.md").read_text()
+    assert evaluate(*command, "--out", str(out)) == 0
+    assert (out / "replies.jsonl").read_text() == replies and (out / "table.md").read_text() == table
+    assert "5 of 5 lines of the table are there" in capsys.readouterr().out
+
+
+def test_a_killed_evaluation_goes_on_to_the_same_table(tmp_path):
+    """Killed at a random moment of its playing, twice: the table is that of an undisturbed run, to the letter."""
+
+    def start(out: Path) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "jobs.evaluate", "--games", *SMALL, "swap", "--runs", "12", "--out", str(out)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+    whole, broken = start(tmp_path / "whole"), None
+    assert whole.wait(120) == 0
+    for _ in range(2):
+        broken = start(tmp_path / "broken")
+        assert broken.stdout is not None
+        broken.stdout.readline()  # somebody is done
+        time.sleep(random.random() * 1.5)
+        os.killpg(broken.pid, signal.SIGKILL)
+        broken.wait()
+    again = start(tmp_path / "broken")
+    assert again.wait(120) == 0
+    assert (tmp_path / "broken" / "table.md").read_text() == (tmp_path / "whole" / "table.md").read_text()
+    for path in (tmp_path / "whole" / "moves").iterdir():
+        assert read_runs(tmp_path / "broken" / "moves" / path.name) == read_runs(path)
+
+
+def test_variants_of_a_game():
+    made = variants(parse_game("s=shisen?rows=4&cols=4&tile_px=28"))
+    names = ["heldout", "smaller", "larger", "larger2", "perturbed1", "perturbed2", "perturbed3"]
+    assert [game.name for game in made] == ["s", *(f"s.{name}" for name in names)]
+    tasks = [game.task() for game in made]
+    assert len(set(tasks)) == len(tasks) and tasks[1].perception.split == "heldout"
+    shapes = [(task.reasoning.rows, task.reasoning.cols) for task in tasks[2:5]]
+    assert shapes == [(4, 3), (4, 5), (6, 6)]  # 3x3 and 5x5 have a cell that pairs with none
+    assert tasks[-1].perception.noise > 0 and tasks[-1].perception.tile_px == 28
+    level = variants(GameConfig(game="2048", reasoning=1, name="l"))
+    assert {game.task().reasoning.size for game in level} == {level[0].task().reasoning.size + d for d in (-1, 0, 1, 2)}
+
+
+@pytest.mark.xdist_group("ray")
+def test_a_grid_is_a_heat_map(ray_cluster, tmp_path):
+    out = tmp_path / "out"
+    games = ["--games", "2048?size=3&tile_px=28"]
+    assert evaluate(*games, "--players", "greedy", "--runs", "2", "--moves", "4", "--grid", "--out", str(out)) == 0
+    assert (out / "grid.png").stat().st_size > 5000
+    assert len(json.loads((out / "results.json").read_text())) >= 6
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("orcale", "did you mean 'oracle'"),
+        ("tiny-bse", "did you mean 'tiny-base'"),
+        ("http://host/v1", "URL?model=NAME"),
+        ("http://host/v1?model=m&key_env=NOT_SET_AT_ALL", "that environment variable is not set"),
+        ("oracle?temperatur=1", "did you mean 'temperature'"),
+        ("human:nowhere.parquet", "no such file"),
+        ("tiny-base?engine.kinds=vllm", "did you mean 'kind'"),
+        ("tiny-base?temperature=hot", "expected a number"),
+        ("tiny-base?temperature", "no option; expected"),
+    ],
+)
+def test_players_that_are_none(text, message):
+    with pytest.raises(ValueError) as error:
+        parse_player(text)
+    assert message in str(error.value) and len(str(error.value).splitlines()) <= 3
+
+
+def test_players_and_games_are_named():
+    player = parse_player("cold=tiny-coldstart?temperature=0&engine.kind=vllm&engine.gpus=0")
+    assert (player.name, player.kind, player.what, player.temperature) == ("cold", "model", "tiny-coldstart", 0)
+    assert player.engine == {"kind": "vllm", "gpus": 0}
+    assert player.resolved_engine(4, 100).kind == "vllm" and parse_player("tiny-base").resolved_engine(0, 9).gpus == 0
+    assert parse_player("tiny-base").resolved_engine(4, 100).gpus == 1
+    game = parse_game("swap?reasoning=2&noise=0.3&reward=paper")
+    assert (game.reasoning, game.perception, game.reward) == (2, {"noise": 0.3}, "paper")
+    for text, message in (("2048?siz=3", "'size'"), ("2048?size=x", "expected int"), ("swop", "'swap'")):
+        with pytest.raises(ValueError, match=message):
+            parse_game(text)
+
+
+def test_an_adapter_is_merged_into_its_model(tmp_path):
+    """An adapter that adds nothing plays as its model does; one that adds something has other weights."""
+    peft = pytest.importorskip("peft")
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from g1_ray.evaluation.job import Entry, Job, RunOver, work
+    from g1_ray.evaluation.play import Run
+    from g1_ray.models.find import MODELS, merge_adapter
+
+    base = str(MODELS / "tiny-coldstart")
+    model = AutoModelForImageTextToText.from_pretrained(base)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    adapted.save_pretrained(tmp_path / "idle")
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_()
+    adapted.save_pretrained(tmp_path / "busy")
+
+    def moves(what: str) -> list[Run]:
+        entry = Entry(parse_game(SMALL[0]), parse_player(f"x={what}?temperature=0&max_tokens=160"))
+        return [news.run for batch in work(Job((entry,), (0,), 6)) for news in batch if isinstance(news, RunOver)]
+
+    assert [move.text for move in moves(str(tmp_path / "idle"))[0].moves] == [
+        move.text for move in moves(base)[0].moves
+    ]
+    merged = AutoModelForImageTextToText.from_pretrained(
+        merge_adapter(str(tmp_path / "busy"), str(tmp_path / "merged"))
+    )
+    plain = dict(AutoModelForImageTextToText.from_pretrained(base).named_parameters())
+    changed = {name for name, value in merged.named_parameters() if not torch.allclose(value, plain[name], atol=1e-6)}
+    assert changed and all(".q_proj." in name or ".v_proj." in name for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--players", "oracle", "oracle"], "two players are called 'oracle'"),
+        (["--against", "nobody"], "--against nobody"),
+        (["--lab", "4"], "--lab is for models"),
+        (["--games", "swap?horizon=0", "--moves", "0"], "never ends"),
+    ],
+)
+def test_evaluations_that_cannot_be(argv, message, capsys):
+    assert evaluate(*argv) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.xdist_group("ray")
+def test_a_recording_of_another_game_is_refused(ray_cluster, tmp_path, capsys):
+    record = tmp_path / "me.parquet"
+    assert main(["play", "2048", "--player", "greedy", "--moves", "5", "--save", str(record)]) == 0
+    argv = ["--games", SMALL[0], "--players", f"human:{record}", "--runs", "1", "--moves", "5"]
+    assert evaluate(*argv) == 2 and "played on another game" in capsys.readouterr().err
+    assert evaluate(*argv[:-3], "2", "--moves", "5") == 2

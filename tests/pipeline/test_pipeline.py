@@ -1,0 +1,131 @@
+"""The whole pipeline with real engines and a real learner, in tiny numbers, through the entry point that users call."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from g1_ray.config import RunConfig
+from jobs.train import train
+
+pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(600)]
+
+
+def config(out: Path, name: str, steps: int, kind: str, staleness: int, **more) -> RunConfig:
+    return RunConfig(
+        name=name,
+        out=str(out),
+        steps=steps,
+        checkpoint_every=2,
+        canary_every=1,
+        model={"path": "tiny-coldstart", "dtype": "float32", "gradient_checkpointing": False},
+        games=[
+            {
+                "game": "2048",
+                "reasoning": {"size": 3},
+                "perception": {"tiles": "numbers", "tile_px": 28},
+                "states": {"random_walk": 0.7, "policy": 0.3, "open_only": True},
+            },
+            {"game": "shisen", "reasoning": {"rows": 4, "cols": 4}, "perception": {"tile_px": 28}, "ratio": 0.5},
+        ],
+        rollout={"group_size": 4, "groups_per_step": 6, "max_tokens": 96},
+        reward={"perception": 1.0},
+        algorithm={"kl_coef": 0.02},
+        optimizer={"lr": 1e-4},
+        learner={"gpus": 0, "cpus": 0.5, "tokens_per_pack": 2048},
+        engine={"kind": kind, "gpus": 0, "cpus": 0.5, "kv_cache_gb": 0.2, "max_model_len": 512},
+        asynchrony={"max_staleness": staleness, "lanes": 4, "groups_per_tick": 2, "env_cpus": 0.5},
+        eval={"runs": 2, "moves": 3, "engine": "transformers", "every": 2, "lab_every": 2, "lab_states": 4},
+        **more,
+    )
+
+
+def lines(folder: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def check_books(folder: Path) -> dict:
+    report = json.loads((folder / "report.json").read_text())
+    groups = report["groups"]
+    assert groups["issued"] == sum(groups[k] for k in ("trained", "dropped", "quarantined", "in_flight"))
+    assert report["groups_add_up"] and report["ledger_agrees"]
+    return report
+
+
+def test_an_asynchronous_run_with_vllm_adds_up_overlaps_and_resumes(ray_cluster, tmp_path):
+    pytest.importorskip("vllm")
+    first = config(tmp_path, "run", 4, "vllm", staleness=1)
+    assert train(first) == 0
+    folder = first.folder
+    report = check_books(folder)
+    assert report["groups"]["trained"] == 4 * 6 and report["groups"]["quarantined"] == 0
+    metrics = lines(folder, "metrics.jsonl")
+    assert [line["step"] for line in metrics] == [1, 2, 3, 4]
+    assert all(line["canary_nats"] <= 1e-5 for line in metrics)
+    for line in metrics[1::2]:  # every second step: what the policy is worth, and where it fails
+        assert {"2048/eval_score", "shisen/lab_p_acc", "shisen/lab_reward_rate_true_perception"} <= line.keys()
+    trained = [fate for fate in lines(folder, "ledger.jsonl") if fate.get("fate") == "trained"]
+    assert max(fate["staleness"] for fate in trained) == 1  # rollouts ran ahead, and no further than allowed
+    check_overlap(lines(folder, "trace.jsonl"))
+    check_results(folder, report)
+    check_checkpoint(folder / "checkpoints" / "step-4")
+
+    again = config(tmp_path, "run", 6, "vllm", staleness=1)
+    assert train(again, resume=True) == 0
+    report = check_books(folder)
+    assert report["groups"]["trained"] == 6 * 6 and report["steps"] == 6
+    assert [line["step"] for line in lines(folder, "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    groups = [fate["group"] for fate in lines(folder, "ledger.jsonl") if "fate" in fate]
+    assert len(groups) == len(set(groups))  # no group has two fates
+
+
+def check_overlap(trace: list[dict]) -> None:
+    """Rollouts of version v came in while step v + 1 was being made."""
+    steps = {tick["step"]: (tick["start"], tick["end"]) for tick in trace if tick["kind"] == "train"}
+    overlapping = [
+        version
+        for tick in trace
+        if tick["kind"] == "rollout" and not tick["error"]
+        for _, version in tick["groups"]
+        if version + 1 in steps and steps[version + 1][0] < tick["end"] < steps[version + 1][1]
+    ]
+    assert overlapping
+
+
+def check_results(folder: Path, report: dict) -> None:
+    rows = {(row["game"], row["player"]): row for row in report["results"]}
+    assert {player for _, player in rows} == {"uniform", "random-legal", "teacher", "run, T=1", "run, greedy", "oracle"}
+    assert all(row["score"][1] <= row["score"][0] <= row["score"][2] for row in rows.values())
+    assert (folder / "eval" / "table.md").read_text().count("\n") == 2 + len(rows)
+    assert len(list((folder / "eval").glob("*.webp"))) == 4
+    assert (folder / "curves.png").stat().st_size > 1000
+
+
+def check_checkpoint(path: Path) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    from g1_ray.models.find import MODELS
+
+    trained, start = (AutoModelForImageTextToText.from_pretrained(p) for p in (path, MODELS / "tiny-coldstart"))
+    moved = [
+        float((a - b).detach().abs().max())
+        for a, b in zip(trained.parameters(), start.float().parameters(), strict=True)
+    ]
+    assert max(moved) > 1e-5  # four steps of 1e-4
+
+
+def test_without_staleness_the_same_config_gives_the_same_curve(ray_cluster, tmp_path):
+    curves = []
+    for name in ("one", "two"):
+        run = config(tmp_path, name, 2, "transformers", staleness=0)
+        run = run.model_copy(update={"eval": run.eval.model_copy(update={"runs": 0, "every": 0})})
+        assert train(run) == 0
+        check_books(run.folder)
+        metrics = lines(run.folder, "metrics.jsonl")
+        assert all(line["staleness_max"] == 0 for line in metrics)
+        timed = ("time", "canary_nats")
+        curves.append([{k: v for k, v in line.items() if k not in timed and not k.endswith("_s")} for line in metrics])
+    for one, two in zip(*curves, strict=True):
+        assert one.keys() == two.keys()
+        np.testing.assert_allclose(list(one.values()), list(two.values()), rtol=2e-3, atol=1e-4)

@@ -1,0 +1,278 @@
+import asyncio
+from dataclasses import replace
+
+import numpy as np
+
+from envs import State, Task
+from g1_ray.config import RunConfig
+from g1_ray.pipeline.replay_buffer import MAX_ISSUES, ReplayBuffer
+from g1_ray.types import Completion, Fate, Group, Prompt, Rollout, Ticket, Turn
+
+TASK = Task.make("2048", reasoning={"size": 3})
+
+
+def state(seed: int = 0) -> State:
+    game = TASK.new_game()
+    game.reset(seed)
+    return State.of(TASK, game)
+
+
+def group_of(ticket: Ticket, version: int | None = None) -> Group:
+    version = ticket.version if version is None else version
+    start = state(ticket.group)
+    ids = np.array([1, 2], np.int32)
+    completion = Completion(ids, np.zeros(2, np.float32), np.full(2, version, np.int32), "stop")
+    turn = Turn(
+        Prompt(ids, (start,)), completion, "", 0, "", True, 0.0, {"game": 0.0}, 0.0, True, state(ticket.group + 1000)
+    )
+    return Group(ticket, start, (Rollout((turn,)),) * 2)
+
+
+class Harness:
+    def __init__(self, max_staleness: int = 1, flat: set[int] | None = None, bad: set[int] | None = None, **game):
+        config = RunConfig(
+            name="t",
+            model={"path": "m"},
+            games=[{"game": "2048", "reasoning": {"size": 3}, **game}],
+            rollout={"groups_per_step": 4, "group_size": 2},
+            asynchrony={"max_staleness": max_staleness},
+        )
+        self.fates: list[Fate] = []
+        self.buffer = ReplayBuffer(
+            config,
+            lambda group: "bad" if group.ticket.group in (bad or set()) else "",
+            lambda group: group.ticket.group in (flat or set()),
+            lambda fate, group: self.fates.append(fate),
+        )
+
+    def balanced(self) -> bool:
+        books = self.buffer.books()
+        return books["issued"] == sum(books[k] for k in ("trained", "dropped", "quarantined", "in_flight"))
+
+
+def run(coroutine):
+    return asyncio.run(asyncio.wait_for(coroutine, 10))
+
+
+def test_slots_bound_what_is_under_way_and_come_back_on_release():
+    harness = Harness(max_staleness=1)
+    buffer = harness.buffer
+
+    async def body():
+        tickets = [t for _ in range(4) for t in await buffer.admit(2)]
+        assert [t.group for t in tickets] == list(range(8))
+        ninth = asyncio.ensure_future(buffer.admit(1))
+        await buffer.put([group_of(t) for t in tickets[:4]])
+        taken, _ = await buffer.take(0)
+        await asyncio.sleep(0)
+        assert [g.ticket.group for g in taken] == [0, 1, 2, 3]
+        assert not ninth.done()  # trained on, but the engines do not hold the new weights yet
+        assert harness.balanced() and buffer.in_flight == 8
+        await buffer.release(1)
+        assert [t.version for t in await ninth] == [1]
+        assert harness.balanced() and buffer.books()["trained"] == 4
+
+    run(body())
+    assert [f.staleness for f in harness.fates] == [0, 0, 0, 0]
+
+
+def test_a_group_is_taken_in_once_and_an_older_issue_never():
+    harness = Harness()
+    buffer = harness.buffer
+
+    async def body():
+        tickets = await buffer.admit(2)
+        assert await buffer.put([group_of(tickets[0])]) == 1
+        assert await buffer.put([group_of(tickets[0])]) == 0
+        await buffer.fail([tickets[1]], "worker died")
+        assert await buffer.put([group_of(tickets[1])]) == 0  # the dead worker was not dead after all
+        again = (await buffer.admit(1))[0]
+        assert (again.group, again.incarnation, again.seed) == (1, 1, tickets[1].seed)
+        assert await buffer.put([group_of(tickets[1])]) == 0
+        assert await buffer.put([group_of(again)]) == 1
+        assert buffer.books()["refused"] == 3 and buffer.books()["issued"] == 2 and harness.balanced()
+
+    run(body())
+
+
+def test_what_fails_again_and_again_is_quarantined_with_its_reason():
+    harness = Harness()
+
+    async def body():
+        ticket = (await harness.buffer.admit(1))[0]
+        for _ in range(MAX_ISSUES - 1):
+            await harness.buffer.fail([ticket], "engine died")
+            ticket = (await harness.buffer.admit(1))[0]
+        await harness.buffer.fail([ticket], "engine died")
+        assert harness.balanced() and harness.buffer.in_flight == 0
+
+    run(body())
+    assert [(f.fate, f.reason) for f in harness.fates] == [("quarantined", "engine died")]
+
+
+def test_failed_groups_are_issued_again_even_when_every_slot_is_taken():
+    harness = Harness(max_staleness=0)
+
+    async def body():
+        tickets = await harness.buffer.admit(4)
+        await harness.buffer.fail(tickets[1:3], "x")
+        assert [t.group for t in await harness.buffer.admit(2)] == [1, 2]
+
+    run(body())
+
+
+def test_stale_groups_are_dropped_not_trained_on():
+    harness = Harness(max_staleness=1)
+    buffer = harness.buffer
+
+    async def body():
+        tickets = await buffer.admit(8)
+        await buffer.put([group_of(t) for t in tickets[:6]])
+        await buffer.take(0)
+        await buffer.release(1)
+        late = asyncio.ensure_future(buffer.take(2))  # as if a step had been made without them
+        await asyncio.sleep(0)
+        assert not late.done()
+        fresh = await buffer.admit(4)
+        await buffer.put([group_of(t) for t in fresh])
+        assert [g.ticket.group for g in (await late)[0]] == [t.group for t in fresh]
+        assert harness.balanced()
+
+    run(body())
+    assert {(f.group, f.reason, f.staleness) for f in harness.fates if f.fate == "dropped"} == {
+        (4, "stale", 2),
+        (5, "stale", 2),
+    }
+
+
+def test_flat_and_bad_groups_give_their_slots_back_at_once():
+    harness = Harness(max_staleness=0, flat={1}, bad={2})
+    buffer = harness.buffer
+
+    async def body():
+        await buffer.put([group_of(t) for t in await buffer.admit(4)])
+        more = await buffer.admit(2)
+        assert [t.group for t in more] == [4, 5]
+        await buffer.put([group_of(t) for t in more])
+        assert [g.ticket.group for g in (await buffer.take(0))[0]] == [0, 3, 4, 5]
+
+    run(body())
+    assert harness.balanced()
+    assert [(f.group, f.fate, f.reason) for f in harness.fates] == [
+        (1, "dropped", "flat"),
+        (2, "quarantined", "bad"),
+    ]
+
+
+def test_without_staleness_a_batch_does_not_depend_on_who_was_faster():
+    def taken(order: list[int]) -> list[list[int]]:
+        harness = Harness(max_staleness=0, flat={1, 6}, states={"policy": 0.5, "random_walk": 0.5})
+        buffer = harness.buffer
+        batches = []
+
+        async def body():
+            for version in range(3):
+                waiting = await buffer.admit(4)
+                while waiting:
+                    pick = waiting.pop(order[version] % len(waiting))
+                    await buffer.put([group_of(pick)])
+                    if pick.group in (1, 6):
+                        waiting += await buffer.admit(1)
+                groups, _ = await buffer.take(version)
+                batches.append([(g.ticket.group, g.ticket.seed, g.ticket.state) for g in groups])
+                await buffer.release(version + 1)
+
+        run(body())
+        return batches
+
+    first = taken([0, 0, 0])
+    assert first == taken([3, 1, 2])
+    assert any(state is not None for batch in first for _, _, state in batch)  # visited states came into it
+
+
+def test_a_state_that_no_answer_changed_is_not_visited_again():
+    harness = Harness(max_staleness=0, flat={0, 1}, states={"policy": 1})
+
+    def unmoved(ticket: Ticket) -> Group:
+        group = group_of(ticket)
+        turns = tuple(replace(turn, next_state=group.start) for turn in group.rollouts[0].turns)
+        return replace(group, rollouts=(Rollout(turns),) * 2)
+
+    async def body():
+        tickets = await harness.buffer.admit(4)
+        # 0 and 1 are flat; 0 and 2 left their states as they were.
+        await harness.buffer.put([unmoved(t) if t.group in (0, 2) else group_of(t) for t in tickets])
+        await harness.buffer.put([group_of(t) for t in await harness.buffer.admit(2)])
+        await harness.buffer.take(0)
+        await harness.buffer.release(1)
+        return harness.buffer.state_dict()["visited"]["2048"]
+
+    visited = run(body())
+    assert visited == [s.to_bytes().hex() for s in (state(1001), state(2), state(1003), state(1004), state(1005))]
+
+
+def test_ratios_divide_the_groups_among_the_games():
+    config = RunConfig(
+        name="t",
+        model={"path": "m"},
+        games=[
+            {"game": "2048", "ratio": 3},
+            {"game": "swap", "ratio": 1},
+        ],
+        rollout={"groups_per_step": 400},
+        asynchrony={"max_staleness": 0},
+    )
+    buffer = ReplayBuffer(config, lambda g: "", lambda g: False, lambda f, g: None)
+    tickets = run(buffer.admit(400))
+    assert 0.68 < sum(t.game == "2048" for t in tickets) / 400 < 0.82
+    assert len({t.seed for t in tickets}) == 400
+
+
+def test_books_go_on_after_a_restart_and_what_was_in_flight_is_booked_as_lost():
+    harness = Harness(max_staleness=1)
+
+    async def body():
+        tickets = await harness.buffer.admit(8)
+        await harness.buffer.put([group_of(t) for t in tickets[:5]])
+        await harness.buffer.take(0)
+        await harness.buffer.release(1)
+        return harness.buffer.state_dict()
+
+    saved = run(body())
+    after = Harness(max_staleness=1)
+    after.buffer.load_state_dict(saved)
+    assert after.balanced()
+    assert after.buffer.books()["dropped: lost"] == 4 and after.buffer.books()["trained"] == 4
+    ticket = run(after.buffer.admit(1))[0]
+    assert (ticket.group, ticket.version) == (8, 1)
+
+
+def test_closing_wakes_everybody():
+    harness = Harness(max_staleness=0)
+
+    async def body():
+        await harness.buffer.admit(4)
+        waiting = [asyncio.ensure_future(harness.buffer.admit(1)), asyncio.ensure_future(harness.buffer.take(0))]
+        await asyncio.sleep(0)
+        await harness.buffer.close()
+        assert await asyncio.gather(*waiting) == [[], ([], [])]
+
+    run(body())
+
+
+def test_the_last_groups_of_a_batch_come_even_where_a_tick_asks_for_more():
+    harness = Harness(max_staleness=0, flat={1})
+    buffer = harness.buffer
+
+    async def body():
+        first, second = await buffer.admit(2), await buffer.admit(2)
+        waiting = asyncio.ensure_future(buffer.admit(2))
+        await buffer.put([group_of(t) for t in first])  # one of them is flat, so one slot is free
+        await asyncio.sleep(0)
+        assert not waiting.done()  # another may come free, so they wait to go together
+        await buffer.put([group_of(t) for t in second])
+        (last,) = await waiting
+        await buffer.put([group_of(last)])
+        assert len((await buffer.take(0))[0]) == 4
+
+    run(body())

@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+
+from envs import Codec
+from envs.players import PLAYERS
+from g1_ray.config import RunConfig
+from g1_ray.models.chat import Chat
+from g1_ray.models.find import MODELS
+from g1_ray.rollout.env_worker import EnvWorker
+from g1_ray.types import Completion, Ticket
+
+MODEL = str(MODELS / "tiny-base")
+
+
+def config(**rollout) -> RunConfig:
+    return RunConfig(
+        name="t",
+        model={"path": MODEL},
+        games=[
+            {
+                "game": "2048",
+                "reasoning": {"size": 3},
+                "perception": {"tile_px": 28, "tiles": "numbers"},
+                "states": {"open_only": True},
+            },
+            {"game": "shisen", "reasoning": {"rows": 4, "cols": 4}, "perception": {"tile_px": 28}},
+        ],
+        rollout={"group_size": 3, **rollout},
+        reward={"game": 1.0, "format": 0.5, "perception": 2.0},
+    )
+
+
+@pytest.fixture(scope="module")
+def chat() -> Chat:
+    return Chat(MODEL)
+
+
+def completion(chat: Chat, text: str) -> Completion:
+    ids = np.array([*chat.tokenizer(text, add_special_tokens=False)["input_ids"], chat.eos_token_id], np.int32)
+    return Completion(ids, np.zeros(len(ids), np.float32), np.zeros(len(ids), np.int32), "stop")
+
+
+def good_answer(state, player: str = "greedy") -> str:
+    game = state.game()
+    action = PLAYERS[player](game, np.random.default_rng(0))
+    return Codec(state.task).write(game.perception(), "so", action)
+
+
+def test_prompts_are_what_the_processor_makes(chat):
+    worker = EnvWorker(config(), MODEL)
+    (play,) = worker.observe([Ticket(0, "2048", 7, 0)])
+    (request,) = play.requests
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": "You are a helpful assistant."}]},
+        {
+            "role": "user",
+            "content": [{"type": "image"}, {"type": "text", "text": Codec(play.start.task).prompt()}],
+        },
+    ]
+    text = chat.processor.apply_chat_template(messages, add_generation_prompt=True)
+    made = chat.processor(text=[text], images=[play.start.draw()], return_tensors="np")
+    assert request.prompt.token_ids.tolist() == made["input_ids"][0].tolist()
+    pixels, grid = chat.pixel_values(request.prompt.states)
+    np.testing.assert_array_equal(pixels, made["pixel_values"])
+    np.testing.assert_array_equal(grid, made["image_grid_thw"])
+    assert request.num_answers == 3 and play.waiting == (0, 1, 2)
+
+
+def test_a_group_is_scored_on_forks_of_one_state(chat):
+    worker = EnvWorker(config(), MODEL)
+    plays = worker.observe([Ticket(0, "2048", 7, 0), Ticket(1, "shisen", 8, 0)])
+    answers = []
+    for play in plays:
+        good = completion(chat, good_answer(play.start))
+        answers.append([[good, completion(chat, "no idea"), good]])
+    groups = worker.finish(worker.score(plays, answers))
+    for group in groups:
+        first, second, third = (rollout.turns[0] for rollout in group.rollouts)
+        assert first.next_state == third.next_state and first.reward == third.reward == 1 + 0.5 + 2
+        assert first.rewards == {"game": 1.0, "format": 1.0, "perception": 1.0} and first.perception_exact
+        assert second.action is None and second.cause == "no answer" and second.reward == -1
+        assert group.start == first.prompt.states[0]
+        assert group.start.game().moves + 1 == first.next_state.game().moves
+
+
+def test_the_same_ticket_asks_the_same(chat):
+    one, two = EnvWorker(config(), MODEL), EnvWorker(config(), MODEL)
+    ticket = Ticket(5, "2048", 99, 0)
+    a, b = one.observe([ticket])[0], two.observe([ticket])[0]
+    assert a.start == b.start and a.requests[0].seed == b.requests[0].seed
+    assert a.requests[0].prompt.token_ids.tolist() == b.requests[0].prompt.token_ids.tolist()
+    assert one.observe([Ticket(6, "2048", 100, 0)])[0].start != a.start
+
+
+def test_turns_follow_each_other_within_their_window(chat):
+    worker = EnvWorker(config(turns=3, window=1, group_size=2), MODEL)
+    (play,) = worker.observe([Ticket(0, "2048", 7, 0)])
+    first_prompt = play.requests[0].prompt
+    for number in range(3):
+        answers = [
+            [completion(chat, good_answer(request.prompt.states[-1])) for _ in range(request.num_answers)]
+            for request in play.requests
+        ]
+        shown = [request.prompt for request in play.requests]
+        (play,) = worker.score([play], [answers])
+        if number < 2:
+            assert len(play.requests) == 2 and len({request.seed for request in play.requests}) == 2
+            for request, rollout in zip(play.requests, play.rollouts, strict=True):
+                last = rollout.turns[-1]
+                assert request.prompt.states == (last.prompt.states[-1], last.next_state)  # a window of one
+                begun = np.concatenate([shown[0].token_ids, last.completion.token_ids]) if number == 0 else None
+                if begun is not None:  # nothing was tokenised anew
+                    assert request.prompt.token_ids[: len(begun)].tolist() == begun.tolist()
+                pads = (request.prompt.token_ids == chat.image_token_id).sum()
+                assert pads == 2 * (first_prompt.token_ids == chat.image_token_id).sum()
+    (group,) = worker.finish([play])
+    assert [len(rollout.turns) for rollout in group.rollouts] == [3, 3]
+    assert group.rollouts[0].total == sum(turn.reward for turn in group.rollouts[0].turns)

@@ -1,0 +1,247 @@
+"""What a run leaves behind, what it goes on from, and how it shows itself meanwhile."""
+
+import io
+import json
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from tensorboardX.proto.event_pb2 import Event
+
+from folders import small_config, small_group
+
+from envs import Codec, State, Task
+from g1_ray.runs import checkpoints, progress
+from g1_ray.config import RunConfig
+from g1_ray.runs.curves import save_curves, smooth
+from g1_ray.runs.progress import Progress
+from g1_ray.types import Fate
+from g1_ray.runs.run_folder import RunFolder
+from g1_ray.runs.trajectories import TrajectoryWriter
+from g1_ray.types import Completion, Group, Prompt, Rollout, Ticket, Turn
+
+
+@pytest.fixture(scope="module")
+def task():
+    return Task.make("2048", reasoning={"size": 3}, perception={"tiles": "numbers", "tile_px": 28})
+
+
+def save_checkpoint(folder, step):
+    """A checkpoint as the learner publishes it."""
+    with checkpoints.published(folder.checkpoint(step)) as beside:
+        (beside / "model.safetensors").write_bytes(b"weights")
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_new_folder_holds_the_config_as_resolved(tmp_path):
+    config = small_config(tmp_path)
+    folder = RunFolder.open(config)
+    assert folder.path == tmp_path / "small"
+    assert json.loads((folder.path / "config.json").read_text())["rollout"]["group_size"] == 8
+    assert RunFolder(folder.path).config == config
+
+
+def test_a_folder_that_is_not_free_is_refused_with_the_fix(tmp_path):
+    config = small_config(tmp_path)
+    RunFolder.open(config).log(1, {"reward": 0.5})
+    with pytest.raises(ValueError, match="holds a run already, 1 steps of it.\n.*--resume.*name=small-2"):
+        RunFolder.open(config)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    with pytest.raises(ValueError, match="is not the folder of a run"):
+        RunFolder.open(small_config(tmp_path, name="other"))
+    with pytest.raises(ValueError, match="no config.json"):
+        RunFolder(tmp_path / "other")
+    for changed in ({"seed": 3}, {"model": {"path": "tiny-coldstart"}}):
+        with pytest.raises(ValueError, match="run with another (seed|model.path)"):
+            RunFolder.open(small_config(tmp_path, **changed), resume=True)
+
+
+def test_metrics_are_json_and_go_to_tensorboard(tmp_path):
+    folder = RunFolder.open(small_config(tmp_path))
+    folder.log(1, {"2048/reward": 0.5, "loss": float("nan")})
+    folder.log(2, {"2048/reward": 0.75})
+    # Flushed while the run goes on.
+    first, second = lines(folder.path / "metrics.jsonl")
+    assert (first["step"], first["2048/reward"], first["loss"]) == (1, 0.5, None) and second["step"] == 2
+    folder.close()
+    scalars = [(v.tag, e.step, v.simple_value) for e in events_in(folder) for v in e.summary.value]
+    assert scalars == [("2048/reward", 1, 0.5), ("2048/reward", 2, 0.75)]
+    # Where a run goes on, TensorBoard is told to forget what was logged from there on.
+    save_checkpoint(folder, 1)
+    folder.mark(1, num_issued=0)
+    again = RunFolder.open(small_config(tmp_path), resume=True)
+    again.log(2, {"2048/reward": 0.25})
+    again.close()
+    begun = [event.step for event in events_in(folder) if event.session_log.status == event.session_log.START]
+    assert begun == [1, 2]
+
+
+def events_in(folder):
+    """TensorBoard's records: length and its checksum, an event and its checksum."""
+    for path in sorted((folder.path / "tensorboard").iterdir()):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack_from("<Q", data)
+            yield Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+
+
+def test_going_on_takes_back_what_came_after_the_checkpoint(tmp_path, task):
+    config = small_config(tmp_path)
+    folder = RunFolder.open(config)
+    for step in (1, 2):
+        folder.log(step, {"2048/reward": step})
+        folder.log_fate(Fate(step, "2048", "trained", "", step, 0))
+        folder.keep_group(small_group(step, task))
+    folder.mark(2, num_issued=5)  # groups 0, 3 and 4 are in flight
+    save_checkpoint(folder, 2)
+    for step in (3, 4):
+        folder.log(step, {"2048/reward": step})
+    folder.log_fate(Fate(3, "2048", "dropped", "flat", 2, 0))  # after the checkpoint, though of the same step
+    folder.log_fate(Fate(0, "2048", "trained", "", 3, 1))
+    folder.keep_group(small_group(3, task))
+    folder.close()
+    assert len(list((folder.path / "trajectories").glob("*.parquet"))) == 2
+
+    again = RunFolder.open(small_config(tmp_path, steps=900), resume=True)
+    assert again.config.steps == 900 and again.latest() == again.checkpoint(2)
+    assert again.num_steps == 2 and [line["step"] for line in lines(again.path / "metrics.jsonl")] == [1, 2]
+    fates = [(fate.group, fate.fate, fate.reason) for fate in again.ledger()]
+    lost = [(number, "dropped", "lost") for number in (0, 3, 4)]
+    assert fates == [(1, "trained", ""), (2, "trained", ""), *lost]
+    assert len(list((folder.path / "trajectories").glob("*.parquet"))) == 1
+    again.log(3, {"2048/reward": 3})
+    again.log_fate(Fate(5, "2048", "trained", "", 3, 0))
+    books = {"issued": 7, "trained": 3, "dropped": 3, "quarantined": 0, "in_flight": 1}
+    report = again.write_report(books, 2.0, results=[])
+    assert report["groups_add_up"] and report["ledger_agrees"] and report["last_metrics"]["step"] == 3
+    assert json.loads((again.path / "report.json").read_text())["checkpoint"] == "checkpoints/step-2"
+    wrong = again.write_report({**books, "trained": 4}, 2.0)
+    assert not wrong["groups_add_up"] and not wrong["ledger_agrees"]
+
+
+def test_going_on_without_a_checkpoint_starts_anew(tmp_path, task):
+    folder = RunFolder.open(small_config(tmp_path))
+    folder.log(1, {"reward": 1.0})
+    folder.log_fate(Fate(0, "2048", "trained", "", 1, 0))
+    folder.keep_group(small_group(0, task))
+    folder.close()
+    again = RunFolder.open(small_config(tmp_path), resume=True)
+    assert again.num_steps == 0 and again.ledger() == [] and not list((folder.path / "trajectories").iterdir())
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_a_cut_off_line_too(tmp_path):
+    folder = RunFolder.open(small_config(tmp_path))
+    for step in (1, 2):
+        folder.log(step, {"reward": 1.0})
+        folder.mark(step, num_issued=0)
+        save_checkpoint(folder, step)
+    (folder.checkpoint(2) / "model.safetensors").write_bytes(b"wei")
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "rew')
+    again = RunFolder.open(small_config(tmp_path), resume=True)
+    assert again.latest() == again.checkpoint(1) and again.num_steps == 1
+    again.log(2, {"reward": 2.0})
+    assert [line["step"] for line in lines(again.path / "metrics.jsonl")] == [1, 2]
+
+
+def test_trajectories_open_with_datasets_and_states_draw_their_picture(tmp_path, task):
+    from datasets import load_dataset
+
+    folder = RunFolder.open(small_config(tmp_path))
+    groups = [small_group(number, task) for number in range(3)]
+    for group in groups:
+        folder.keep_group(group)
+    folder.close()
+    files = [str(path) for path in sorted((folder.path / "trajectories").glob("*.parquet"))]
+    rows = load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(rows) == 6 and [row["group"] for row in rows] == [0, 0, 1, 1, 2, 2]
+    good, bad = rows[2], rows[3]
+    turn = groups[1].rollouts[0].turns[0]
+    assert good["completion_ids"] == turn.completion.token_ids.tolist() and good["logprobs"] == [-0.5] * 5
+    assert good["versions"] == [3] * 5 and good["prompt_ids"] == list(range(7)) and good["game"] == "2048"
+    assert good["action_text"] in {"0", "1", "2", "3"} or good["action_text"].isalpha()
+    assert good["action"] == turn.action and good["reward_perception"] == 1.0 and good["perception_exact"]
+    assert bad["action"] is None and bad["action_text"] == "" and bad["cause"] == "no answer"
+    assert Task.from_json(good["task"]) == task
+    assert np.array_equal(State.from_bytes(good["state"]).draw(), groups[1].start.draw())
+
+
+def test_a_long_run_does_not_hold_its_trajectories_in_memory(tmp_path, task):
+    writer = TrajectoryWriter(tmp_path, tokens_per_file=50)
+    group = small_group(0, task)
+    per_group = 2 * 7 + 5 + 6
+    for _ in range(5):
+        writer.add(group)
+    assert len(list(tmp_path.glob("*.parquet"))) == 5 * per_group // 50
+    writer.flush()
+    writer.flush()
+    assert len(list(tmp_path.glob("*"))) == 5 * per_group // 50 + 1
+
+
+def test_curves_show_every_game_and_leave_gaps_out(tmp_path):
+    folder = RunFolder.open(small_config(tmp_path, trackers=[]))
+    with pytest.raises(ValueError, match="metrics.jsonl"):
+        folder.save_curves()
+    rng = np.random.default_rng(0)
+    for step in range(1, 61):
+        metrics = {
+            f"{game}/{name}": step / 60 + rng.normal(0, 0.1)
+            for game in ("2048", "swap")
+            for name in ("reward", "p_acc")
+        }
+        if step > 5:
+            metrics["swap/r_acc"] = 0.5
+        folder.log(step, metrics)
+    with Image.open(folder.save_curves()) as picture:
+        assert picture.width > 900
+    table = (folder.path / "curves.csv").read_text().splitlines()
+    assert table[0] == "step,2048/reward,2048/p_acc,2048/r_acc,swap/reward,swap/p_acc,swap/r_acc"
+    assert len(table) == 61 and table[1].endswith(",") and table[-1].endswith(",0.5")
+    with pytest.raises(ValueError, match="give the folder of a run"):
+        save_curves(tmp_path / "nowhere")
+
+
+def test_smoothing_is_a_centred_mean():
+    values = np.array([0.0, 3.0, np.nan, 9.0, 12.0])
+    assert smooth(values, 3).tolist() == [1.5, 1.5, 6.0, 10.5, 10.5]
+    assert np.isnan(smooth(np.array([np.nan, 1.0, 2.0]), 1)[0])
+
+
+def shown(config, monkeypatch, terminal):
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=140)
+    with Progress(config, console) as bar:
+        bar.note("starting the actors")
+        for step in (1, 2, 3):
+            metrics = {"2048/reward": 1.0, "2048/p_acc": 0.5, "tokens_per_s": 1234.0, "staleness_mean": 1.0}
+            bar.step(step, {**metrics, "step_s": 2.0, "staleness_max": 2.0})
+    return console.file.getvalue()
+
+
+def test_progress_is_plain_lines_off_a_terminal_and_not_too_many(tmp_path, monkeypatch):
+    text = shown(small_config(tmp_path, steps=10), monkeypatch, terminal=False)
+    assert "\x1b" not in text and text.startswith("starting the actors\n")
+    told = text.splitlines()[1:]
+    assert [line.split(" | ")[0] for line in told] == ["step 1/10", "step 3/10"]  # the first and the last
+    assert "2048: reward 1.00 P_acc 0.50" in told[0] and "1,234 tokens/s, staleness 1.0 (most 2)" in told[0]
+    assert "0:18 left" in told[0]  # nine more of two seconds each
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    assert len(shown(small_config(tmp_path, steps=10), monkeypatch, terminal=False).splitlines()) == 4
+
+
+def test_progress_is_a_panel_on_a_terminal(tmp_path, monkeypatch):
+    text = shown(small_config(tmp_path, steps=10), monkeypatch, terminal=True)
+    assert "\x1b" in text and "step 3/10" in text and "P_acc" in text and "starting the actors" in text
+
+
+def test_the_minutes_of_a_run_bound_the_time_left(tmp_path):
+    bar = Progress(small_config(tmp_path, steps=1000, minutes=1), Console(file=io.StringIO()))
+    assert bar.seconds_left <= 60
+    bar.step(1, {"step_s": 10.0})
+    assert 45 < bar.seconds_left <= 50
