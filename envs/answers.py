@@ -4,8 +4,6 @@ A reader accepts what a careful person would read without doubt, and nothing els
 never another move and never an exception; all of it runs in time linear in the text.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from abc import ABC, abstractmethod

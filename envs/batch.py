@@ -3,8 +3,6 @@
 Game i of a batch does exactly what a single game with its seed and actions does, whichever batch it is in.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@ An answer is `<perception>` the board, cell by cell `</perception>`, `<think>` .
 `</answer>`. Reading is total: any text gives an `Answer`, in time linear in its length.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Callable, Sequence

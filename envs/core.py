@@ -8,8 +8,6 @@ What holds for every game, and is tested for every game:
 - kinds are small integers, 0 is the empty cell; what a kind looks like and is called is the tile set's business.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 import struct

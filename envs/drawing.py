@@ -5,8 +5,6 @@ frame is written front to back. This costs no more than copying a finished frame
 A standing frame has only those tiles drawn again that changed.
 """
 
-from __future__ import annotations
-
 import functools
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The Gymnasium environment around a game, and the wrapper that takes answers in text."""
 
-from __future__ import annotations
-
 import string
 from typing import Any
 

@@ -3,8 +3,6 @@
 One description serves the check, the error message, the command line and the generated docs.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping

@@ -5,8 +5,6 @@ act on single tiles and are decided by the tile's look, so that all of them comp
 a state is always the same, and each perturbed tile is made only once. (`offset` moves the board as a whole.)
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The classic players: baselines and teachers for every game."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Tables of things by name that modules elsewhere may add to: games, rewards, losses, engines, kinds of players."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 from typing import TypeVar

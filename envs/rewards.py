@@ -3,8 +3,6 @@
 A reward is a function of an `Outcome` alone, so the same move in the same state always earns the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Both axes are plain options, so a task is made from config: levels, named presets, or any option by name.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 import json

@@ -5,8 +5,6 @@ are is the game's matter: the merges of each line, what a side of the board show
 where the teacher errs, which it does at a set rate: there reinforcement learning has something to find.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

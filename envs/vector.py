@@ -3,8 +3,6 @@
 It does what `gymnasium.vector.SyncVectorEnv` does with the same seeds and actions, array for array; it is just faster.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

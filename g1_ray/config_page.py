@@ -1,7 +1,5 @@
 """The page of all options of a run: python -m g1_ray.config_page > docs/configs.md"""
 
-from __future__ import annotations
-
 import json
 from typing import get_origin
 

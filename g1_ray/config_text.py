@@ -1,7 +1,5 @@
 """What is wrong with options, in words."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 

@@ -1,7 +1,5 @@
 """Files and folders that are whole or not there, and files of lines that outlive a crash."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

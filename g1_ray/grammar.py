@@ -1,7 +1,5 @@
 """What is typed on a command line: `KEY=VALUE`, and `[NAME=]WHAT[?KEY=VALUE&...]` for players and games."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@ Warnings go to the screen, and with information to `logs/<process>.log` in the r
 everything in both places, `info` what the files have.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

@@ -1,7 +1,5 @@
 """Seeds: every random draw comes from a generator that is seeded by what it is for."""
 
-from __future__ import annotations
-
 import hashlib
 
 

@@ -1,7 +1,5 @@
 """Rows of text as tables: for a terminal, and as markdown."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 Rows = Sequence[Sequence[str]]

@@ -7,8 +7,6 @@ are in nats, policy versions and staleness count optimizer steps. Pictures do no
 from the `State`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np

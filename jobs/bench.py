@@ -1,7 +1,5 @@
 """Speed of the environments on one core, each figure beside `np.copyto` of equal bytes measured in the same run."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

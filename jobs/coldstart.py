@@ -1,7 +1,5 @@
 """Perception-enhanced cold start: make a data set of a teacher's answers and fine-tune a model on it."""
 
-from __future__ import annotations
-
 import argparse
 from collections import Counter
 from collections.abc import Sequence

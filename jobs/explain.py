@@ -1,7 +1,5 @@
 """Explain rewards: the moves of a board, what became of an answer, and how a group's returns turned into advantages."""
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import sys

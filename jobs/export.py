@@ -1,7 +1,5 @@
 """Hand a run's rollouts or an evaluation's moves to other tools: Hugging Face data sets, inspect-ai's logs."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """List the games and their options; draw contact sheets of their difficulties; write their pages."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Print the two graphs of a run, call by call, and where its parts are placed. Nothing is started."""
 
-from __future__ import annotations
-
 import argparse
 
 

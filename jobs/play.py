@@ -1,7 +1,5 @@
 """Play a game in the terminal, by hand or watching a player; save the run as a clip or as a player's moves."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

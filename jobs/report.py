@@ -1,7 +1,5 @@
 """Write a page that shows a training run or an evaluation: curves, tables, and its rollouts board by board."""
 
-from __future__ import annotations
-
 import argparse
 
 from jobs.options import check_numbers

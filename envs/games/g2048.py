@@ -5,8 +5,6 @@ Two implementations of the same rules, tested to agree bit for bit: `Game2048` p
 runs over contiguous boards.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache

@@ -8,8 +8,6 @@ between the two columns. The pair is joined when the three have a bit in common 
 or the same holds with rows and columns exchanged. Straight lines and single turns are special cases of these.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

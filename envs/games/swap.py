@@ -4,8 +4,6 @@ Matched tiles vanish, the ones above fall, new ones fill the top, until no match
 stands and at least one swap is legal.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a tile set is."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 
 from PIL import Image

@@ -4,8 +4,6 @@ The held-out variant of each keeps the names and changes shade, size, weight or 
 what the tiles are, and not only their pixels, still reads it.
 """
 
-from __future__ import annotations
-
 import colorsys
 import math
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 Kinds match by class, and every look of a kind is another photo. Train and held-out photos never overlap.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The Ray cluster of a run: found or started, and checked for room before any actor is."""
 
-from __future__ import annotations
-
 import logging
 import os
 from pathlib import Path

@@ -3,8 +3,6 @@
 They count what grows with the model, the answers and the packs, and a measured amount for a process with its libraries.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import struct
@@ -14,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from g1_ray.config import ModelConfig, RunConfig
+from g1_ray.engines.make import ENGINES, GB
 from g1_ray.models.find import model_path
 
-GB = 10**9
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SLACK = 1.1
 """Of what is allocated for activations, for what the allocator can't use."""
 LOGITS_AT_ONCE = 1 << 27
 """Logits that the learner makes at a time; they are there in float32 three times, with gradient and softmax."""
 LEARNER_PROCESS = 1.0 * GB
-ENGINE_PROCESS = {"vllm": 2.5 * GB, "transformers": 1.0 * GB}
 ENV_PROCESS = 0.9 * GB
 BUFFER_PROCESS = 0.6 * GB
 """Resident memory of processes with their libraries loaded and no model, on CPU."""
@@ -214,20 +211,21 @@ def needs_of(config: RunConfig, shape: ModelShape | None) -> tuple[Need, ...]:
 def engine_need(config: RunConfig, shape: ModelShape | None) -> Need:
     """One engine. On a GPU its KV cache takes what is left of its share; one longest answer has to fit."""
     engine = config.engine
-    share = engine.memory_utilization if engine.kind == "vllm" else min(1.0, engine.gpus)
-    parts = _engine_parts(config, shape) if shape else {}
-    cpus, process = _some(engine.cpus, engine.gpus), ENGINE_PROCESS[engine.kind]
-    return _need("engine", engine.num_engines, cpus, engine.gpus, parts, process, share)
+    kind = ENGINES.find(engine.kind)
+    share = engine.memory_utilization if kind.has_budget else min(1.0, engine.gpus)
+    parts = _engine_parts(config, shape, kind.has_budget) if shape else {}
+    cpus = _some(engine.cpus, engine.gpus)
+    return _need("engine", engine.num_engines, cpus, engine.gpus, parts, kind.process_bytes, share)
 
 
-def _engine_parts(config: RunConfig, shape: ModelShape) -> dict[str, float]:
+def _engine_parts(config: RunConfig, shape: ModelShape, has_budget: bool) -> dict[str, float]:
     engine, dtype = config.engine, config.model.dtype
     gpus = max(engine.gpus, 1)
     weights = BYTES[dtype] * shape.params / gpus
     if engine.gpus:
         longest = shape.kv_bytes(dtype) * engine.max_model_len / gpus
         return {"weights": weights, "workspace": ENGINE_WORKSPACE, "KV cache, at least": longest}
-    if engine.kind == "vllm":
+    if has_budget:
         return {"weights": weights, "KV cache": engine.kv_cache_gb * 2**30}
     return {"weights": weights, "KV cache": shape.kv_bytes(dtype) * engine.max_model_len * engine.max_num_seqs}
 

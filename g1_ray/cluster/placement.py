@@ -3,8 +3,6 @@
 A node is what Ray says it has: {"CPU": 8, "GPU": 1, "memory": 3e10, "accelerator_type:H100": 1}; memory in bytes.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import shutil

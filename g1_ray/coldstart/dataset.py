@@ -1,7 +1,5 @@
 """Examples as parquet, pictures included: readable with `datasets.load_dataset("parquet", data_files=...)`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path

@@ -5,8 +5,6 @@
 Example i depends on the seed and on i alone, so a data set is the same however many processes made it.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """How a model answers single states: whether it sees the board, and whether its move scores."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass

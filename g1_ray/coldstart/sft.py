@@ -5,8 +5,6 @@ are of one size. Which examples a step takes depends on the seed and the step al
 had never stopped. One process, on a GPU where there is one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

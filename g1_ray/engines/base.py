@@ -1,7 +1,5 @@
 """What an inference engine is: an asyncio class that answers prompts, and takes on the weights of a newer policy."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Protocol
 

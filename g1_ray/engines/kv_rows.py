@@ -1,7 +1,5 @@
 """The answers that the transformers engine has in flight: rows of token columns, and their keys and values."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field

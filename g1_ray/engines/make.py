@@ -3,8 +3,6 @@
 ENGINES["mine"] = EngineKind(load=lambda: MyEngine)    in a module of your own, for engine.kind = "module:mine"
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass

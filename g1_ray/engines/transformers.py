@@ -6,8 +6,6 @@ Requests join and leave between two steps, and weights are loaded between two st
 the new policy, as it does in vLLM with `pause_generation(mode="keep")`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time

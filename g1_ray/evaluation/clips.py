@@ -1,7 +1,5 @@
 """Animated pictures of runs."""
 
-from __future__ import annotations
-
 import textwrap
 from fractions import Fraction
 from pathlib import Path

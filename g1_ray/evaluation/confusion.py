@@ -1,7 +1,5 @@
 """How boards are misread: which kind of tile is taken for which, and in which cells."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Models behind endpoints that speak OpenAI's chat completions: asked about boards."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections import Counter

@@ -5,8 +5,6 @@
 What is in the folder is not played again, and no answer in it is asked for again.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from collections import Counter

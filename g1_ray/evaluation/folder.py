@@ -6,8 +6,6 @@ moves/GAME--PLAYER.parquet       once all runs of a player on a game are over
 table.md, results.json, results.parquet, lab.json
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Generalisation: the variants of a game that a player was not trained on, and the heat map of how it does on them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

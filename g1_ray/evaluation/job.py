@@ -6,8 +6,6 @@
 Needs no Ray: `evaluation` runs it as Ray tasks.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import Iterator, Mapping

@@ -3,8 +3,6 @@
 A picture is not stored: `State.from_bytes(row["state"]).draw()` draws it again.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence

@@ -5,8 +5,6 @@ number of moves that scored, on Swap times 100. Its boards: 2048 4x4, Shisen-Sho
 Swap 8x8.
 """
 
-from __future__ import annotations
-
 PAPER_SCORES: dict[str, dict[str, str]] = {
     "2048": {"random": "701", "Qwen2.5-VL-7B": "246", "Claude 3.7 Sonnet": "892", "G0-7B": "759", "G1-7B": "1070"},
     "shisen": {"random": "0.4", "Qwen2.5-VL-7B": "1.9", "Claude 3.7 Sonnet": "15.3", "G0-7B": "12.8", "G1-7B": "17.5"},

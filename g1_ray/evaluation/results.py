@@ -1,7 +1,5 @@
 """What runs came to: means with intervals, paired differences on equal seeds, and the tables of them."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections import Counter

@@ -1,7 +1,5 @@
 """Intervals for means."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Advantages over a group: the part of GRPO that needs no torch, as batches are made where there is none."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

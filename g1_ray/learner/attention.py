@@ -10,8 +10,6 @@ launches than in arithmetic. Chunks of one length are stacked into one call.
 Both compute what `sdpa` computes, and are `sdpa` where they are called without segments or chunks.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ the tokens of the whole batch (`Pack.weights`), so gradients are summed over pac
 any number of ranks and any packing makes the same update. One rank goes through the same code as many.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -17,8 +17,6 @@ plain truncated importance sampling, which is the decoupled loss of AReaL (arXiv
 update a batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ It works on plain tensors that share memory with FSDP's shards: AdamW goes eleme
 would only slow it down. Matrices decay, vectors (norms, biases) don't.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path

@@ -8,8 +8,6 @@ What holds, and is tested:
 - every rank gets the same number of packs.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

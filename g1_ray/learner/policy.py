@@ -4,8 +4,6 @@ Any image-text-to-text model whose text layers all attend to everything before t
 own `get_rope_index` where it has one (Qwen's three-dimensional ones), else they count up within a segment.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 No text is tokenised: a sample's tokens are those that the engine saw and sampled.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 

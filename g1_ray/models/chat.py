@@ -4,8 +4,6 @@ Text is tokenised once a task, completions stay the ids that were sampled, and p
 engine and learner can't see different prompts.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which model a name means: one that ships, a folder, a run's newest checkpoint, an adapter, a Hugging Face name."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

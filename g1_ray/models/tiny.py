@@ -5,8 +5,6 @@ with the separator that follows it. So a prompt costs 14 tokens beside the pictu
 All else falls back on bytes: any text is encoded and comes back as it was.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence

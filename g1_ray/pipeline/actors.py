@@ -1,7 +1,5 @@
 """The parts as Ray actors: thin shells around the plain classes, and where they are placed."""
 
-from __future__ import annotations
-
 import socket
 import time
 from collections.abc import Mapping, Sequence

@@ -12,8 +12,6 @@ What holds at any moment, and is tested:
 A plain asyncio class: it becomes an actor where the graphs are composed.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Sequence

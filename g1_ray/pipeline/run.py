@@ -7,8 +7,6 @@ The driver moves no data: it starts ticks, and reads small reports. It waits for
 something is due that needs engines and learners to stand still (`checkup.py`).
 """
 
-from __future__ import annotations
-
 import logging
 import time
 import traceback

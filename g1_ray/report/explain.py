@@ -4,8 +4,6 @@ Everything is told as plain text. Nothing is judged anew: moves are played on fo
 same `Codec` and rewards that training uses, and what a run has on disk is set beside it.
 """
 
-from __future__ import annotations
-
 import json
 import operator
 import re

@@ -3,8 +3,6 @@
 rows of a folder -> ShownRollout -> SeenBlock, block by block -> PackedPage (sheets.py)
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

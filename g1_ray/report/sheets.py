@@ -3,8 +3,6 @@
 A picture is not stored. Its tiles stand once on a task's sheet, and a state says which of them lies in which cell.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import itertools

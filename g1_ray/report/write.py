@@ -4,8 +4,6 @@ What it holds is data in JSON; g1_ray/page/ has the template, the style and the 
 found in the folder: what is not there is left out.
 """
 
-from __future__ import annotations
-
 import html
 import json
 import math

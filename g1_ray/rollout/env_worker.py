@@ -3,8 +3,6 @@
 A worker keeps nothing between calls but caches: the states are in what flows, so a group outlives its worker.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -3,8 +3,6 @@
 The one judgement there is: training, evaluation, the lab and `g1-ray explain` all look at answers with it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

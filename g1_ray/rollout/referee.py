@@ -1,7 +1,5 @@
 """Judges the answers to states of one game as a run rewards them: a completion becomes a turn."""
 
-from __future__ import annotations
-
 from envs import Codec, State, Task
 from envs.rewards import reward_named
 from g1_ray.config import GameConfig, RewardConfig

@@ -1,7 +1,5 @@
 """Where training states come from: starts, random walks, and the last moves of an oracle's episode."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -6,8 +6,6 @@
 <root>/step-N/manifest.json     SHA-256 of every other file
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -3,8 +3,6 @@
 Of reinforcement learning the reward, P_acc and R_acc of every game; of a cold start the loss and the tokens foretold.
 """
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 A picture is not stored: `State.from_bytes(row["state"]).draw()` draws it again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
