@@ -1,18 +1,25 @@
 """Perception-enhanced cold start: make a data set of a teacher's answers and fine-tune a model on it."""
 
+from __future__ import annotations
+
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from g1_ray.coldstart.config import ColdstartConfig, LessonConfig, load_coldstart
 from g1_ray.files import write_text
+from jobs.options import add_config_options
+
+if TYPE_CHECKING:
+    from g1_ray.coldstart.examples import Example
+    from g1_ray.coldstart.sft import Trainer
 
 
 def main(argv: list[str] | None = None) -> int:
     """`g1-ray coldstart`."""
     parser = argparse.ArgumentParser(prog="g1-ray coldstart", description=__doc__)
-    parser.add_argument("config", help="a TOML file, such as jobs/configs/coldstart.toml")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options to replace: sft.batch_size=32")
+    add_config_options(parser, "jobs/configs/coldstart.toml", "sft.batch_size=32")
     parser.add_argument("--dry-run", action="store_true", help="print the config as resolved and stop")
     parser.add_argument("--data-only", action="store_true", help="make the data set and stop")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
@@ -50,20 +57,29 @@ def make_data(config: ColdstartConfig, game: LessonConfig) -> None:
 def train(config: ColdstartConfig) -> None:
     """Fine-tunes the model on the examples; what is left in the run folder is told on the way."""
     from g1_ray.coldstart.dataset import read_dataset
+    from g1_ray.coldstart.sft import last_checkpoint
+
+    fine_tune(config, lambda game: read_dataset(config.folder / "data" / f"{game.name}.parquet"), print)
+    print(f"wrote {last_checkpoint(config.folder)}")
+
+
+def fine_tune(
+    config: ColdstartConfig, examples_of: Callable[[LessonConfig], list[Example]], show: Callable[[str], None]
+) -> Trainer:
+    """Trains on every game's examples, from the start or from where that was stopped; the trained model."""
     from g1_ray.coldstart.sft import Trainer, fit, last_checkpoint, make_lot
     from g1_ray.models.find import model_path
 
-    examples = [read_dataset(config.folder / "data" / f"{game.name}.parquet") for game in config.games]
     checkpoint = last_checkpoint(config.folder)
     total = sum(game.ratio for game in config.games)
     shares = [game.ratio / total for game in config.games]
     trainer = Trainer(checkpoint or model_path(config.model), config.sft, num_steps(config, shares), config.seed)
     if checkpoint:
         trainer.resume(checkpoint)
-        print(f"goes on from {checkpoint}")
-    lots = [make_lot(trainer.chat, of_game, share) for of_game, share in zip(examples, shares, strict=True)]
-    fit(trainer, lots, config.folder)
-    print(f"wrote {last_checkpoint(config.folder)}")
+        show(f"goes on from {checkpoint}")
+    games = zip(config.games, shares, strict=True)
+    fit(trainer, [make_lot(trainer.chat, examples_of(game), share) for game, share in games], config.folder, show)
+    return trainer
 
 
 def num_steps(config: ColdstartConfig, shares: Sequence[float]) -> int:

@@ -2,12 +2,13 @@
 
 import argparse
 
+from jobs.options import add_config_options
+
 
 def main(argv: list[str] | None = None) -> int:
     """`g1-ray graph`."""
     parser = argparse.ArgumentParser(prog="g1-ray graph", description=__doc__)
-    parser.add_argument("config", help="a TOML file, such as jobs/configs/quickstart.toml")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as learner.num_ranks=2")
+    add_config_options(parser, "jobs/configs/quickstart.toml", "learner.num_ranks=2")
     args = parser.parse_args(argv)
 
     from g1_ray.config import load_config

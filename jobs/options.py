@@ -13,6 +13,12 @@ def add_task_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--perception", default="", help="a level, or options: tiles=photos,noise=0.3")
 
 
+def add_config_options(parser: argparse.ArgumentParser, such_as: str, override: str) -> None:
+    """A config file and what replaces options of it."""
+    parser.add_argument("config", help=f"a TOML file, such as {such_as}")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=f"options to replace, such as {override}")
+
+
 def task_of(name: str, preset: str, reasoning: str, perception: str) -> Task:
     """The task that the command line describes. Raises `ValueError` that names what is wrong."""
     spec = game_spec(name)

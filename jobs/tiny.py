@@ -1,66 +1,37 @@
 """Make a tiny Qwen2.5-VL from scratch; with --train, the two models that ship with g1_ray."""
 
-from __future__ import annotations
-
 import argparse
-import json
+import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from envs import PLAYERS, State
+from envs.players import Choose
+from envs.rewards import reward_named
+from envs.teacher import Oracle
+from g1_ray.coldstart.config import ColdstartConfig, LessonConfig, load_coldstart
+from g1_ray.config import EngineConfig, StatesConfig
+from g1_ray.files import write_json
+from g1_ray.rollout.starts import draw
+from g1_ray.seeds import seed_of
+from g1_ray.types import Sampling
 from jobs.options import check_numbers
 
-if TYPE_CHECKING:
-    from g1_ray.coldstart.config import LessonConfig
-
-_NUMBERS = {"tiles": "numbers"}
-GAMES: tuple[dict[str, Any], ...] = (
-    {"name": "2048-3x3", "game": "2048", "reasoning": {"size": 3}, "perception": _NUMBERS, "ratio": 2},
-    {"name": "2048-4x4", "game": "2048", "reasoning": {"size": 4}, "perception": _NUMBERS, "ratio": 2},
-    {"name": "shisen-4x4", "game": "shisen", "reasoning": {"rows": 4, "cols": 4}, "longest_of": 6, "ratio": 4},
-    {"name": "photos-4x4", "game": "shisen-photos", "reasoning": {"rows": 4, "cols": 4}, "longest_of": 6, "ratio": 4},
-    {
-        "name": "swap-5x5",
-        "game": "swap",
-        "reasoning": {"rows": 5, "cols": 5, "kinds": 4},
-        "states": {"fresh": 1, "random_walk": 0},
-        "longest_of": 6,
-        "ratio": 4,
-    },
-)
-"""What can be learned, at 28 pixels a cell; ratio: share of a batch, relative to the others."""
-
-NAMES = [game["name"] for game in GAMES]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a model is made, from scratch: a model this small learned a working later when it started from another one,
-    and later still when it learned more games beside it."""
-
-    teacher: str
-    games: Sequence[str]
-    examples: int
-    """Of each game: seen more than a few times, a teacher's errors are learned by heart."""
-    batch: int
-    steps: int
-
-
-RECIPES = {
-    "tiny-base": Recipe("novice", NAMES, 20_000, 128, 700),
-    "tiny-coldstart": Recipe("oracle", ("2048-3x3", "shisen-4x4"), 36_000, 96, 2000),
-}
+MODELS = ("tiny-base", "tiny-coldstart")
+CONFIGS = Path(__file__).parent / "configs"
+MAX_TOKENS = 200
+"""Longest answer where models are measured; the workings of the tiny models' games are shorter."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """`g1-ray tiny`."""
+    names = [game.name for game in config_of("tiny-base").games]
     parser = argparse.ArgumentParser(prog="g1-ray tiny", description=__doc__)
     parser.add_argument("out", help="folder to write: an untrained model, or with --train a folder for each of the two")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the examples (default 0)")
     parser.add_argument("--train", action="store_true", help="make OUT/tiny-base and OUT/tiny-coldstart")
-    parser.add_argument("--games", nargs="+", default=NAMES, choices=NAMES, help="with --train: leave out the others")
+    parser.add_argument("--games", nargs="+", default=names, choices=names, help="with --train: leave out the others")
     parser.add_argument("--measure", type=int, default=0, metavar="N", help="instead: see how both answer N new states")
     parser.add_argument("--scale", type=float, default=1.0, help="with --train: times as many steps and examples")
     args = parser.parse_args(argv)
@@ -69,109 +40,120 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"--scale {args.scale}: must be above 0")
     out = Path(args.out)
     if args.measure:
-        measure(out, lessons(args.games, 1), args.measure)
+        measure(out, recipe("tiny-base", args).games, args.measure)
         return 0
     from g1_ray.models.tiny import TASKS, make_tiny
 
-    if not args.train:
-        make_tiny(out, TASKS, args.seed)
-        print(f"wrote {out}")
-        return 0
-    start = out / "untrained"
+    start = out / "untrained" if args.train else out
     make_tiny(start, TASKS, args.seed)
-    for name, recipe in RECIPES.items():
+    if not args.train:
+        print(f"wrote {out}")
+    for name in MODELS if args.train else ():
         if not (out / name / "made.json").exists():
-            train(name, recipe, start, out, args)
+            train(recipe(name, args), out, args)
     return 0
 
 
-def lessons(names: Sequence[str], examples: int) -> list[LessonConfig]:
-    """The games of those names as a cold start has them, with so many examples of each."""
-    from g1_ray.coldstart.config import LessonConfig
-
-    return [
-        LessonConfig.model_validate(
-            {
-                **game,
-                "perception": {"tile_px": 28, **game.get("perception", {})},
-                "examples": examples,
-                "states": game.get("states", {"fresh": 1, "random_walk": 8, "policy": 8}),
-            }
-        )
-        for game in GAMES
-        if game["name"] in names
-    ]
+def config_of(name: str) -> ColdstartConfig:
+    """How a model is made; what it starts from is put in later."""
+    return load_coldstart(CONFIGS / f"coldstart-{name}.toml", ["model=tiny-base"])
 
 
-def train(name: str, recipe: Recipe, start: Path, out: Path, args: argparse.Namespace) -> None:
-    """Trains out/name from the model `start`, or goes on where that was stopped."""
-    from g1_ray.coldstart.config import SftConfig, TeacherConfig
-    from g1_ray.coldstart.examples import Maker, make_examples
-    from g1_ray.coldstart.sft import Trainer, fit, last_checkpoint, make_lot
-    from g1_ray.models.tiny import ship
-
-    began, seed, scale = time.monotonic(), args.seed, args.scale
-    names = [game for game in recipe.games if game in args.games]
-    if not names:
-        raise ValueError(
-            f"--games {' '.join(args.games)}: {name} learns {', '.join(recipe.games)}; name one of these too"
-        )
-    games = lessons(names, max(1, round(recipe.examples * scale)))
-    if recipe.teacher == "novice":  # whose answers are all as long
-        games = [game.model_copy(update={"longest_of": 1}) for game in games]
-    config = SftConfig.model_validate(
-        {
-            "batch_size": recipe.batch,
-            "micro_batch": recipe.batch,
-            "optimizer": {"lr": 2e-3, "warmup_steps": 40, "betas": (0.9, 0.98)},
-            "final_lr": 0.02,
-            "checkpoint_every": 100,
-            "log_every": 25,
-        }
+def recipe(name: str, args: argparse.Namespace) -> ColdstartConfig:
+    """The same by the command line: with fewer games, with more or fewer examples and steps."""
+    config = config_of(name)
+    games = tuple(
+        game.model_copy(update={"examples": max(1, round(game.examples * args.scale))})
+        for game in config.games
+        if game.name in args.games
     )
-    steps = max(1, round(recipe.steps * scale))
-    run = out / "runs" / name
-    checkpoint = last_checkpoint(run)
-    trainer = Trainer(checkpoint or start, config, steps, seed)
-    if checkpoint:
-        trainer.resume(checkpoint)
-    teacher = TeacherConfig.model_validate({"kind": recipe.teacher})
-    total = sum(game.ratio for game in games)
-    lots = []
-    for game in games:
-        examples = list(make_examples(Maker(game, teacher, seed), game.examples))
-        lots.append(make_lot(trainer.chat, examples, game.ratio / total))
+    if not games:
+        learned = ", ".join(game.name for game in config.games)
+        raise ValueError(f"--games {' '.join(args.games)}: {name} learns {learned}; name one of these too")
+    sft = config.sft.model_copy(update={"steps": max(1, round(config.sft.steps * args.scale))})
+    about = {"model": f"{args.out}/untrained", "out": f"{args.out}/runs", "seed": args.seed}
+    return config.model_copy(update={**about, "games": games, "sft": sft})
+
+
+def train(config: ColdstartConfig, out: Path, args: argparse.Namespace) -> None:
+    """Trains OUT/<name> from the untrained model, or goes on where that was stopped."""
+    from g1_ray.coldstart.examples import Example, Maker, make_examples
+    from g1_ray.models.tiny import ship
+    from jobs.coldstart import fine_tune
+
+    began, name = time.monotonic(), config.name
+
+    def examples_of(game: LessonConfig) -> list[Example]:
+        examples = list(make_examples(Maker(game, config.teacher, config.seed), game.examples))
         print(f"{name}: {len(examples)} examples of {game.name}, {time.monotonic() - began:.0f} s", flush=True)
-    fit(trainer, lots, run, lambda line: print(f"{name}: {line}", flush=True))
-    some = "" if args.games == NAMES else f" --games {' '.join(args.games)}"
+        return examples
+
+    trainer = fine_tune(config, examples_of, lambda line: print(f"{name}: {line}", flush=True))
+    some = "" if len(args.games) == len(config_of("tiny-base").games) else f" --games {' '.join(args.games)}"
     made = {
-        "command": f"g1-ray tiny OUT --train --seed {seed} --scale {scale}{some}",
-        "games": [game.model_dump(mode="json") for game in games],
-        "teacher": teacher.kind,
-        "sft": config.model_dump(mode="json") | {"steps": steps},
+        "command": f"g1-ray tiny OUT --train --seed {args.seed} --scale {args.scale}{some}",
+        "games": [game.model_dump(mode="json") for game in config.games],
+        "teacher": config.teacher.kind,
+        "sft": config.sft.model_dump(mode="json"),
     }
     ship(trainer.model, trainer.chat, out / name)
-    (out / name / "made.json").write_text(json.dumps(made, indent=1) + "\n")
+    write_json(out / name / "made.json", made, indent=1)
     print(f"wrote {out / name}, {time.monotonic() - began:.0f} s", flush=True)
 
 
 def measure(out: Path, games: Sequence[LessonConfig], num: int) -> None:
     """Prints how the two models and the players answer `num` states that no model was trained on."""
-    from envs.players import PLAYERS, Choose
-    from envs.teacher import Oracle
-    from g1_ray.coldstart.probe import held_out, probe_model, probe_player
-
     for game in games:
-        # Open states where there are some: in the pair games all legal moves earn the same.
-        choice = game.states.model_copy(update={"open_only": game.game == "2048"})
-        states = held_out(game.model_copy(update={"states": choice}), num)
-        for name in RECIPES:
+        states = held_out(game, num)
+        for name in MODELS:
             for how, temperature in (("temperature 1", 1.0), ("greedy", 0.0)):
-                score = probe_model(out / name, game, states, temperature)
-                print(f"{game.name:11} {name:15} {how:14} {score}", flush=True)
+                told = asyncio.run(probe(out / name, states, temperature))
+                print(f"{game.name:11} {name:15} {how:14} {_shown(told)}", flush=True)
         players: dict[str, Choose] = {"teacher": Oracle(game.task(), game.err), **PLAYERS}
         for player, choose in players.items():
-            print(f"{game.name:11} {player:30} {probe_player(choose, states)}", flush=True)
+            print(f"{game.name:11} {player:30} {_shown(probe_player(choose, states))}", flush=True)
+
+
+def held_out(game: LessonConfig, num: int, seed: int = 0) -> list[State]:
+    """States of a game that no training draws: where chance and an erring oracle lead.
+
+    Open ones of 2048: in the pair games all legal moves earn the same.
+    """
+    task, reward = game.task(), reward_named(game.reward)
+    policy, mix = Oracle(task), StatesConfig(random_walk=1, policy=1, open_only=game.game == "2048")
+    return [draw(task, mix, seed_of("held out", seed, i), reward, policy).state for i in range(num)]
+
+
+async def probe(path: Path, states: Sequence[State], temperature: float) -> dict[str, float]:
+    """How the model in a folder answers states of one task: what the lab finds, as is."""
+    from g1_ray.engines.make import make_engine
+    from g1_ray.evaluation.lab import AS_IS, experiment
+    from g1_ray.models.chat import Chat
+
+    size = EngineConfig(kind="transformers", gpus=0, max_model_len=512, max_num_seqs=256)
+    engine, sampling = make_engine(str(path), size, "float32", Sampling()), Sampling(temperature, 1.0, MAX_TOKENS)
+    await engine.start()
+    lab = await experiment("probe", "", states, Chat(path), engine.generate, sampling, (AS_IS,))
+    await engine.stop()
+    found = lab.interventions[AS_IS]
+    told = {"P_acc": found.p_acc, "R_acc": found.r_acc, "scores": found.reward_rate, "legal": found.legal}
+    return told | {"unreadable": found.unreadable}
+
+
+def probe_player(choose: Choose, states: Sequence[State]) -> dict[str, float]:
+    """How a player that looks at the game itself does on states."""
+    import numpy as np
+
+    rng, games = np.random.default_rng(0), [state.game() for state in states]
+    outcomes = [game.step(choose(game, rng)) for game in games]
+    return {
+        "scores": sum(outcome.gain > 0 for outcome in outcomes) / len(outcomes),
+        "legal": sum(outcome.legal for outcome in outcomes) / len(outcomes),
+    }
+
+
+def _shown(told: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.3f}" for name, value in told.items() if value == value)
 
 
 if __name__ == "__main__":

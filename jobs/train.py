@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.options import add_config_options
+
 if TYPE_CHECKING:
     from g1_ray.config import RunConfig
 
@@ -17,8 +19,7 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     """`g1-ray train`."""
     parser = argparse.ArgumentParser(prog="g1-ray train", description=__doc__)
-    parser.add_argument("config", help="a TOML file, such as jobs/configs/quickstart.toml")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as optimizer.lr=1e-5 games.0.ratio=2")
+    add_config_options(parser, "jobs/configs/quickstart.toml", "optimizer.lr=1e-5 games.0.ratio=2")
     parser.add_argument("--dry-run", action="store_true", help="say what would run, what it needs, and whether it fits")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run's folder")
     parser.add_argument("--address", default="", help="Ray cluster to join (default: RAY_ADDRESS, else a local one)")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from g1_ray.evaluation.confusion import tally
 from g1_ray.files import write_text
@@ -28,7 +27,6 @@ PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("base.js", "charts.js", "tables.js", "boards.js", "viewer.js", "list.js")
 ROLLOUTS = 10_000
 """Rollouts on a page, where nothing else is said."""
-_RESULTS = ("results.json", "results.parquet")
 
 
 def write_report(folder: str | Path, out: str | Path = "", rollouts: int = ROLLOUTS, workers: int = 0) -> Path:
@@ -40,7 +38,7 @@ def write_report(folder: str | Path, out: str | Path = "", rollouts: int = ROLLO
     if rollouts < 1:
         raise ValueError(f"rollouts = {rollouts}: must be 1 or more")
     evaluation = folder / "eval" if (folder / "eval").is_dir() else folder
-    parts = ("metrics.jsonl", "trajectories", "moves", "lab.json", *_RESULTS)
+    parts = ("metrics.jsonl", "trajectories", "moves", "lab.json", "results.json")
     if not any((place / part).exists() for place in {folder, evaluation} for part in parts):
         raise ValueError(f"{folder}: nothing to report on; give the folder of a run, such as runs/quickstart, or of an "
                          "evaluation")  # fmt: skip
@@ -54,7 +52,7 @@ def write_report(folder: str | Path, out: str | Path = "", rollouts: int = ROLLO
         "summary": summary(config, told, drawn[0]["steps"][-1] if drawn else None),
         "config": config,
         "charts": drawn,
-        "results": tables(_results(evaluation) or told.get("results")),
+        "results": tables(_json(evaluation / "results.json") or told.get("results")),
         "matrices": [*_matrices(packed.boards), *_lab_matrices(lab)],
         "lab": lab,
         "viewer": {
@@ -168,56 +166,28 @@ def _rounded(values: Iterable[float], digits: int = 4) -> list[float | None]:
     return [round(float(value), digits) if math.isfinite(value) else None for value in values]
 
 
-def _results(folder: Path) -> Any:
-    if (folder / _RESULTS[0]).is_file():
-        return _json(folder / _RESULTS[0])
-    path = folder / _RESULTS[1]
-    return pq.read_table(path).to_pylist() if path.is_file() else None
+def tables(results: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+    """Results as tables {"title", "columns", "rows"}, one for each game.
 
-
-def tables(results: Any) -> list[dict[str, Any]]:
-    """Results as tables {"title", "columns", "rows"}, one for each game where there is a column for games.
-
-    `results` is a list of rows, or such lists by name. A cell is a text, a number, [mean, low, high] or null.
-    Columns that are null throughout are left out.
+    A cell is a text, a number, [mean, low, high] or null. Columns that are null throughout are left out.
     """
-    if isinstance(results, Mapping):
-        return [{**it, "title": f"{name} {it['title']}".strip()} for name in results for it in tables(results[name])]
-    rows = [row for row in results or () if isinstance(row, Mapping)] if isinstance(results, list) else []
     drawn = []
-    for game in dict.fromkeys(row.get("game", "") for row in rows):
-        its = [{name: _cell(x) for name, x in _with_means(row).items()} for row in rows if row.get("game", "") == game]
+    for game in dict.fromkeys(row["game"] for row in results or ()):
+        its = [{name: _cell(x) for name, x in row.items()} for row in results or () if row["game"] == game]
         columns = [name for name in dict.fromkeys(name for row in its for name in row) if name != "game"]
         columns = [name for name in columns if any(row.get(name) not in (None, "") for row in its)]
         cells = [[row.get(name) for name in columns] for row in its]
-        drawn.append({"title": str(game), "columns": columns, "rows": cells})
+        drawn.append({"title": game, "columns": columns, "rows": cells})
     return drawn
-
-
-def _with_means(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row in which a mean and its interval, spread over three columns, are one."""
-    ends = {
-        f"{name}_{end}" for name in row for end in ("low", "high") if f"{name}_low" in row and f"{name}_high" in row
-    }
-    return {
-        name: [value, row[f"{name}_low"], row[f"{name}_high"]] if f"{name}_low" in ends else value
-        for name, value in row.items()
-        if name not in ends
-    }
 
 
 def _cell(value: Any) -> Any:
     """What a table shows of a value; None for nothing."""
-    if isinstance(value, str) and value.startswith("{"):
-        value = json.loads(value)
     if isinstance(value, Mapping):  # such as the causes of unreadable answers
         return ", ".join(f"{name} {share:.3g}" for name, share in value.items()) or None
-    if isinstance(value, list | tuple):
-        numbers = [x for x in value if isinstance(x, int | float) and math.isfinite(x)]
-        return numbers if len(value) == len(numbers) == 3 else None
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, str | int) else None
+    if isinstance(value, list):  # a mean and its interval
+        return value if all(isinstance(x, int | float) and math.isfinite(x) for x in value) else None
+    return _finite(value)
 
 
 def _matrices(boards: Mapping[tuple[str, str], Boards]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ import pytest
 
 from envs import PLAYERS, REWARDS, Task, game_names, reward_table
 from g1_ray.evaluation.play import play
-from g1_ray.evaluation.stats import bootstrap_mean
+from g1_ray.evaluation.results import bootstrap_mean
 
 
 @pytest.mark.parametrize("name", game_names())

@@ -1,3 +1,4 @@
+import asyncio
 import itertools
 import json
 from pathlib import Path
@@ -13,12 +14,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 
 from envs import Codec, State, Task  # noqa: E402
 from envs.teacher import Novice, Oracle  # noqa: E402
-from g1_ray.coldstart.probe import held_out, probe_model  # noqa: E402
 from g1_ray.models.chat import Chat  # noqa: E402
 from g1_ray.models.find import MODELS, SHIPPED  # noqa: E402
 from g1_ray.models.pixels import PixelValues  # noqa: E402
 from g1_ray.models.tiny import TASKS, make_tiny  # noqa: E402
-from jobs.tiny import lessons, main  # noqa: E402
+from jobs.tiny import config_of, held_out, main, probe  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -164,17 +164,16 @@ def test_shipped_models_made_anew_are_as_good(tmp_path: Path) -> None:
     command = told["command"].replace("OUT", str(tmp_path)).split()
     assert command[:2] == ["g1-ray", "tiny"]
     assert main(command[2:]) == 0
-    names = [game["name"] for game in told["games"]]
-    for game in lessons(names, 1):
+    for game in config_of("tiny-coldstart").games:
         states = held_out(game, 300)
         for model in SHIPPED:
             for temperature in (1.0, 0.0):
                 shipped, anew = (
-                    probe_model(folder / model, game, states, temperature) for folder in (MODELS, tmp_path)
+                    asyncio.run(probe(folder / model, states, temperature)) for folder in (MODELS, tmp_path)
                 )
-                assert anew.p_acc > shipped.p_acc - 0.04
-                assert anew.scores > shipped.scores - 0.1
-                assert anew.malformed < shipped.malformed + 0.02
+                assert anew["P_acc"] > shipped["P_acc"] - 0.04
+                assert anew["scores"] > shipped["scores"] - 0.1
+                assert anew["unreadable"] < shipped["unreadable"] + 0.02
 
 
 def test_command_makes_an_untrained_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
