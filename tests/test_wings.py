@@ -115,3 +115,11 @@ def test_every_wing_says_what_it_is_and_every_module_stands_in_one():
         told = ast.get_docstring(ast.parse(package.read_text())) or ""
         assert "May import" in told, package
     assert all(wing_of(module) for module in modules(ROOT) if module != "g1_ray")
+
+
+@pytest.mark.parametrize("file", [".gitignore", ".rayignore"])
+def test_no_module_is_left_behind_by_git_or_ray(file):
+    pathspec = pytest.importorskip("pathspec")
+    spec = pathspec.PathSpec.from_lines("gitwildmatch", (ROOT / file).read_text().splitlines())
+    kept = {path.relative_to(ROOT).as_posix() for path in modules(ROOT).values()}
+    assert not [path for path in kept if spec.match_file(path)]
