@@ -61,6 +61,7 @@ class Game(ABC):
     cols: int
     num_kinds: int
     actions: ActionFormat
+    _board: Board
     endless: bool = False
     """Whether an episode can go on for ever where there is no horizon."""
     num_alike: int = 1
@@ -88,10 +89,6 @@ class Game(ABC):
         """The rules in words, for a player who sees the picture. `names[k]` is what kind k is called; 0 is empty."""
 
     @abstractmethod
-    def perception(self) -> Board:
-        """The true board, cell by cell: a copy, [rows, cols] uint8."""
-
-    @abstractmethod
     def oracle(self) -> int:
         """A best action, or a good one where best is out of reach. Only asked while the episode is not over."""
 
@@ -111,13 +108,26 @@ class Game(ABC):
     def won(self) -> bool:
         """Whether the goal is reached, which ends the episode."""
 
-    @abstractmethod
+    # What is right for a game whose state is `self._board`, [rows, cols], alone.
+
+    def perception(self) -> Board:
+        """The true board, cell by cell: a copy, [rows, cols] uint8."""
+        return self._board.copy()
+
     def _pack(self) -> bytes:
         """The board, and what else of the game's own decides its future."""
+        return self._board.tobytes()
 
-    @abstractmethod
     def _unpack(self, data: bytes) -> None:
         """Undoes `_pack`. Raises `ValueError`, and changes nothing, on data that `_pack` can't have made."""
+        board = self._board_from(data)
+        if fault := self._fault_of(board):
+            raise ValueError(f"not a board of {type(self).__name__}: {fault}")
+        self._board = board
+
+    def _fault_of(self, board: Board) -> str:
+        """Why no play leads to a board; '' where some does."""
+        return ""
 
     # What every game has.
 

@@ -4,8 +4,6 @@
 the file or override, the key, the value and what is allowed.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import re
@@ -48,7 +46,7 @@ class StatesConfig(Section):
     open_only: bool = Field(False, description="only states in which some legal move earns more than another")
 
     @model_validator(mode="after")
-    def _check(self) -> StatesConfig:
+    def _check(self) -> "StatesConfig":
         if not self.fresh + self.random_walk + self.policy + self.oracle_backward:
             raise ValueError("fresh, random_walk, policy and oracle_backward are all 0; give one of them a weight")
         return self
@@ -64,10 +62,10 @@ class GameConfig(Section):
     name: str = Field("", description="what it is called in metrics; default: the game's name")
     ratio: float = Field(1.0, gt=0, description="share of the groups, relative to the other games")
     reward: str = Field("ternary", description="reward of a move, from envs.rewards")
-    states: StatesConfig = StatesConfig()
+    states: "StatesConfig" = StatesConfig()
 
     @model_validator(mode="after")
-    def _check(self) -> GameConfig:
+    def _check(self) -> "GameConfig":
         reward_named(self.reward)
         check_module(self.game)
         self.task()
@@ -184,7 +182,7 @@ class EngineConfig(Section):
     enforce_eager: bool = Field(False, description="no CUDA graphs: a faster start, slower decoding")
 
     @model_validator(mode="after")
-    def _check(self) -> EngineConfig:
+    def _check(self) -> "EngineConfig":
         if self.gpus > 1 and self.gpus != int(self.gpus):
             raise ValueError(f"gpus = {self.gpus:g}: a share of one GPU, or whole ones")
         if self.kind == "vllm" and 0 < self.gpus < self.memory_utilization:
@@ -218,7 +216,7 @@ class EvalConfig(Section):
     lab_states: int = Field(64, ge=1, description="states of a game that the lab asks about")
 
     @model_validator(mode="after")
-    def _check(self) -> EvalConfig:
+    def _check(self) -> "EvalConfig":
         if self.every and not self.runs:
             raise ValueError(f"every = {self.every} and runs = 0: give runs, or every = 0")
         for path in self.baselines.values():
@@ -241,18 +239,18 @@ class RunConfig(Section):
         ("tensorboard",), description="where metrics go beside metrics.jsonl"
     )
     model: ModelConfig
-    games: tuple[GameConfig, ...] = Field(min_length=1)
+    games: "tuple[GameConfig, ...]" = Field(min_length=1)
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     learner: LearnerConfig = LearnerConfig()
-    engine: EngineConfig = EngineConfig()
+    engine: "EngineConfig" = EngineConfig()
     asynchrony: AsyncConfig = AsyncConfig()
-    eval: EvalConfig = EvalConfig()
+    eval: "EvalConfig" = EvalConfig()
 
     @model_validator(mode="after")
-    def _check(self) -> RunConfig:
+    def _check(self) -> "RunConfig":
         names = [game.name for game in self.games]
         for name in names:
             if names.count(name) > 1:
@@ -287,7 +285,7 @@ class RunConfig(Section):
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> "RunConfig":
     """The run that a TOML file, or the config.json of a run folder, describes; `path` is such a file.
 
     An override is `games.0.ratio=2`. Its value is TOML, and what is not TOML is text. Raises
@@ -359,7 +357,7 @@ def _value(text: str, override: str) -> Any:
         return text
 
 
-def check_software(config: RunConfig) -> None:
+def check_software(config: "RunConfig") -> None:
     """Raises `ValueError` where the run needs something that is not installed, engines aside."""
     for tracker in config.trackers:
         module = {"tensorboard": "tensorboardX", "wandb": "wandb"}[tracker]

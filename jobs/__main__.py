@@ -1,7 +1,5 @@
 """`g1-ray`: parses the name of the command, and imports that command only."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from collections.abc import Callable

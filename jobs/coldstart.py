@@ -1,7 +1,5 @@
 """Perception-enhanced cold start: make a data set of a teacher's answers and fine-tune a model on it."""
 
-from __future__ import annotations
-
 import argparse
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -64,8 +62,8 @@ def train(config: ColdstartConfig) -> None:
 
 
 def fine_tune(
-    config: ColdstartConfig, examples_of: Callable[[LessonConfig], list[Example]], show: Callable[[str], None]
-) -> Trainer:
+    config: ColdstartConfig, examples_of: "Callable[[LessonConfig], list[Example]]", show: Callable[[str], None]
+) -> "Trainer":
     """Trains on every game's examples, from the start or from where that was stopped; the trained model."""
     from g1_ray.coldstart.sft import Trainer, fit, last_checkpoint, make_lot
     from g1_ray.models.find import model_path

@@ -1,7 +1,5 @@
 """Any players on any games, all on the same seeds: tables with intervals, every move, clips. What is there is kept."""
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 import time
@@ -91,7 +89,7 @@ def check(args: argparse.Namespace) -> None:
 class Show:
     """Says how it is going: a bar on a terminal, else a line for whoever is done, and now and then one between."""
 
-    def __init__(self, evaluation: Evaluation) -> None:
+    def __init__(self, evaluation: "Evaluation") -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         self.evaluation, self.begun = evaluation, time.monotonic()
@@ -105,7 +103,7 @@ class Show:
         self.task = self.bar.add_task("playing", total=runs)
         self.live = self.bar.console.is_terminal
 
-    def __enter__(self) -> Show:
+    def __enter__(self) -> "Show":
         if self.live:
             self.bar.start()
         return self
@@ -113,7 +111,7 @@ class Show:
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
 
-    def __call__(self, entry: Entry | None) -> None:
+    def __call__(self, entry: "Entry | None") -> None:
         """Hears of every piece of news, and of the entry that is over with it, if one is."""
         evaluation, now = self.evaluation, time.monotonic()
         runs = sum(len(evaluation.runs.get(entry.key, ())) for entry in evaluation.entries)
@@ -128,12 +126,12 @@ class Show:
             print(f"{done}/{len(evaluation.entries)}  {now - self.begun:4.0f} s  {what}", flush=True)
 
 
-def is_the_papers(game: GameConfig) -> bool:
+def is_the_papers(game: "GameConfig") -> bool:
     """Whether what the paper publishes of a game of that name is of boards like these."""
     return game.name == game.game and game.task().reasoning == Task.make(game.game).reasoning
 
 
-def finish(evaluation: Evaluation, args: argparse.Namespace, out: Path) -> None:
+def finish(evaluation: "Evaluation", args: argparse.Namespace, out: Path) -> None:
     """Prints the table and what went wrong, and writes what is to be kept."""
     from g1_ray.evaluation.clips import save_clip
     from g1_ray.evaluation.grid import save_grid

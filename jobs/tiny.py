@@ -1,21 +1,13 @@
 """Make a tiny Qwen2.5-VL from scratch; with --train, the two models that ship with g1_ray."""
 
 import argparse
-import asyncio
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from envs import PLAYERS, State
-from envs.players import Choose
-from envs.rewards import reward_named
-from envs.teacher import Oracle
+from envs import PLAYERS
 from g1_ray.coldstart.config import ColdstartConfig, LessonConfig, load_coldstart
-from g1_ray.config import EngineConfig, StatesConfig
 from g1_ray.files import write_json
-from g1_ray.rollout.starts import draw
-from g1_ray.seeds import seed_of
-from g1_ray.types import Sampling
 from jobs.options import check_numbers
 
 MODELS = ("tiny-base", "tiny-coldstart")
@@ -32,7 +24,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the examples (default 0)")
     parser.add_argument("--train", action="store_true", help="make OUT/tiny-base and OUT/tiny-coldstart")
     parser.add_argument("--games", nargs="+", default=names, choices=names, help="with --train: leave out the others")
-    parser.add_argument("--measure", type=int, default=0, metavar="N", help="instead: see how both answer N new states")
+    parser.add_argument(
+        "--measure", type=int, default=0, metavar="N", help="instead: evaluate both, with N states in the lab"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="with --train: times as many steps and examples")
     args = parser.parse_args(argv)
     check_numbers(args, seed=0)
@@ -102,58 +96,18 @@ def train(config: ColdstartConfig, out: Path, args: argparse.Namespace) -> None:
 
 
 def measure(out: Path, games: Sequence[LessonConfig], num: int) -> None:
-    """Prints how the two models and the players answer `num` states that no model was trained on."""
+    """Evaluates the two models beside the players, and asks the models about `num` states in the lab."""
+    from jobs.evaluate import main as evaluate
+
+    specs = []
     for game in games:
-        states = held_out(game, num)
-        for name in MODELS:
-            for how, temperature in (("temperature 1", 1.0), ("greedy", 0.0)):
-                told = asyncio.run(probe(out / name, states, temperature))
-                print(f"{game.name:11} {name:15} {how:14} {_shown(told)}", flush=True)
-        players: dict[str, Choose] = {"teacher": Oracle(game.task(), game.err), **PLAYERS}
-        for player, choose in players.items():
-            print(f"{game.name:11} {player:30} {_shown(probe_player(choose, states))}", flush=True)
-
-
-def held_out(game: LessonConfig, num: int, seed: int = 0) -> list[State]:
-    """States of a game that no training draws: where chance and an erring oracle lead.
-
-    Open ones of 2048: in the pair games all legal moves earn the same.
-    """
-    task, reward = game.task(), reward_named(game.reward)
-    policy, mix = Oracle(task), StatesConfig(random_walk=1, policy=1, open_only=game.game == "2048")
-    return [draw(task, mix, seed_of("held out", seed, i), reward, policy).state for i in range(num)]
-
-
-async def probe(path: Path, states: Sequence[State], temperature: float) -> dict[str, float]:
-    """How the model in a folder answers states of one task: what the lab finds, as is."""
-    from g1_ray.engines.make import make_engine
-    from g1_ray.evaluation.lab import AS_IS, experiment
-    from g1_ray.models.chat import Chat
-
-    size = EngineConfig(kind="transformers", gpus=0, max_model_len=512, max_num_seqs=256)
-    engine, sampling = make_engine(str(path), size, "float32", Sampling()), Sampling(temperature, 1.0, MAX_TOKENS)
-    await engine.start()
-    lab = await experiment("probe", "", states, Chat(path), engine.generate, sampling, (AS_IS,))
-    await engine.stop()
-    found = lab.interventions[AS_IS]
-    told = {"P_acc": found.p_acc, "R_acc": found.r_acc, "scores": found.reward_rate, "legal": found.legal}
-    return told | {"unreadable": found.unreadable}
-
-
-def probe_player(choose: Choose, states: Sequence[State]) -> dict[str, float]:
-    """How a player that looks at the game itself does on states."""
-    import numpy as np
-
-    rng, games = np.random.default_rng(0), [state.game() for state in states]
-    outcomes = [game.step(choose(game, rng)) for game in games]
-    return {
-        "scores": sum(outcome.gain > 0 for outcome in outcomes) / len(outcomes),
-        "legal": sum(outcome.legal for outcome in outcomes) / len(outcomes),
-    }
-
-
-def _shown(told: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.3f}" for name, value in told.items() if value == value)
+        assert isinstance(game.reasoning, dict) and isinstance(game.perception, dict)
+        options = "&".join(f"{key}={value}" for key, value in {**game.reasoning, **game.perception}.items())
+        specs.append(f"{game.name}={game.game}?{options}")
+    models = [f"{name}, {how}={out / name}?max_tokens={MAX_TOKENS}&temperature={value}" for name in MODELS
+              for how, value in (("T 1", 1), ("greedy", 0))]  # fmt: skip
+    players = [*models, "teacher", *PLAYERS]
+    evaluate(["--games", *specs, "--players", *players, "--runs", "10", "--moves", "20", "--lab", str(num)])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """Train a vision-language model on the games of a config, from start to table: rollouts, steps, evaluation, report."""
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import signal
@@ -45,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     return train(config, args.resume, args.address, args.cluster)
 
 
-def train(config: RunConfig, resume: bool = False, address: str = "", cluster_file: str = "") -> int:
+def train(config: "RunConfig", resume: bool = False, address: str = "", cluster_file: str = "") -> int:
     """Runs it all; returns the exit status."""
     from g1_ray.cluster.join import connect
     from g1_ray.runs.progress import Progress
@@ -90,7 +88,7 @@ def train(config: RunConfig, resume: bool = False, address: str = "", cluster_fi
     return 0
 
 
-def evaluate(config: RunConfig, folder: Path, checkpoint: str) -> list[dict[str, object]]:
+def evaluate(config: "RunConfig", folder: Path, checkpoint: str) -> list[dict[str, object]]:
     """The table at the end: every player on every game, in the terminal and in the run folder."""
     from g1_ray.evaluation.clips import save_clip
     from g1_ray.evaluation.evaluation import Evaluation, entries_of, play_all

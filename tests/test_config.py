@@ -1,5 +1,6 @@
 """One file per run: read, overridden, checked, and every mistake answered in a few lines."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -8,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from g1_ray import config as schema
 from g1_ray.cluster.placement import check_run, nodes_of_yaml
 from g1_ray.config import RunConfig, check_software, load_config
 from g1_ray.config_page import page
+from g1_ray.engines.make import check_engine
 from g1_ray.models.find import MODELS, check_model, model_path
 
 ROOT = Path(__file__).parent.parent
@@ -161,7 +162,7 @@ def test_models_are_folders_shipped_ones_or_names(tmp_path):
 
 
 def test_a_model_that_can_not_be_had_is_told_before_anything_starts(tmp_path):
-    code = "from g1_ray.config import check_model; check_model('Qwen/Qwen2.5-VL-3B-Instruct')"
+    code = "from g1_ray.models.find import check_model; check_model('Qwen/Qwen2.5-VL-3B-Instruct')"
     env = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": ""}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=env)
     assert done.returncode and "not in the cache" in done.stderr and "hf download Qwen" in done.stderr
@@ -170,12 +171,16 @@ def test_a_model_that_can_not_be_had_is_told_before_anything_starts(tmp_path):
 
 def test_missing_software_is_named(file, monkeypatch):
     config = load_config(file)
-    monkeypatch.setattr(schema.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="vLLM is not installed") as error:
-        check_software(config)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="engine.kind = 'vllm', and vllm is not installed") as error:
+        check_engine(config.engine.kind)
     assert len(str(error.value).splitlines()) <= 3
+    check_engine("transformers")
     with pytest.raises(ValueError, match="tensorboardX"):
-        check_software(load_config(file, ["engine.kind=transformers"]))
+        check_software(config)
+    with pytest.raises(ValueError, match="peft"):
+        check_software(load_config(file, ["trackers=[]", "model.lora.rank=4"]))
+    check_software(load_config(file, ["trackers=[]"]))
 
 
 def test_importing_the_config_is_light():

@@ -1,4 +1,7 @@
-"""The order of the wings is data; no import climbs, be it lazy or for types alone, and no modules import in a circle."""
+"""The order of the wings is data: no import climbs, be it lazy or for types alone, and none goes in a circle.
+
+And no file and no function is too long to be read.
+"""
 
 import ast
 from pathlib import Path
@@ -74,7 +77,10 @@ def climbing(root: Path) -> list[str]:
 
 
 def circles(root: Path) -> list[str]:
-    """Modules that import themselves in the end: what is left when all that import nothing are taken away, and again."""
+    """Modules that import themselves in the end, and those above them.
+
+    What is left when all that import nothing are taken away, again and again.
+    """
     known = modules(root)
     arrows = {module: imports(path, known) - {module} for module, path in known.items()}
     arrows = {m: {n for n in its if not known[n].name == "__init__.py"} for m, its in arrows.items()}
@@ -102,12 +108,38 @@ def test_no_modules_import_in_a_circle():
     ],
 )
 def test_an_import_that_climbs_is_found(tmp_path, text):
+    (climbs,) = climbing(copy_with(tmp_path, text))
+    assert climbs.startswith("g1_ray.engines.base -> ")
+
+
+def test_a_circle_is_found(tmp_path):
+    assert not circles(copy_with(tmp_path, ""))
+    found = circles(copy_with(tmp_path, "from g1_ray.engines.make import GB\n"))
+    assert {"g1_ray.engines.base", "g1_ray.engines.make"} <= set(found)
+    assert not {module for module in found if module.startswith(("envs.", "g1_ray.models."))}  # they stand below it
+
+
+def copy_with(folder: Path, text: str) -> Path:
+    """A copy of the code, with text put at the end of one module."""
     for name, path in modules(ROOT).items():
-        copy = tmp_path / path.relative_to(ROOT)
+        copy = folder / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(path.read_text() + (text if name == "g1_ray.engines.base" else ""))
-    (climbs,) = climbing(tmp_path)
-    assert climbs.startswith("g1_ray.engines.base -> ")
+    return folder
+
+
+def test_no_file_or_function_is_too_long():
+    long = []
+    for path in modules(ROOT).values():
+        text = path.read_text()
+        if len(text.splitlines()) > 400:
+            long.append(f"{path.relative_to(ROOT)}: {len(text.splitlines())} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = node.end_lineno - node.lineno + 1
+                if lines > 60:
+                    long.append(f"{path.relative_to(ROOT)}: {node.name} has {lines} lines")
+    assert not long
 
 
 def test_every_wing_says_what_it_is_and_every_module_stands_in_one():
@@ -120,6 +152,6 @@ def test_every_wing_says_what_it_is_and_every_module_stands_in_one():
 @pytest.mark.parametrize("file", [".gitignore", ".rayignore"])
 def test_no_module_is_left_behind_by_git_or_ray(file):
     pathspec = pytest.importorskip("pathspec")
-    spec = pathspec.PathSpec.from_lines("gitwildmatch", (ROOT / file).read_text().splitlines())
+    spec = pathspec.PathSpec.from_lines("gitignore", (ROOT / file).read_text().splitlines())
     kept = {path.relative_to(ROOT).as_posix() for path in modules(ROOT).values()}
     assert not [path for path in kept if spec.match_file(path)]

@@ -156,10 +156,9 @@ class Game2048(Game):
         return self._flat
 
     def _unpack(self, data: bytes) -> None:
-        board = self._board_from(data)
-        if not board.any():
+        if not self._board_from(data).any():
             raise ValueError("not a board of 2048: it is empty")
-        self._flat = board.tobytes()
+        self._flat = bytes(data)
 
 
 # Many boards at once: [rows, cols, B].

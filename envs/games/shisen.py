@@ -73,7 +73,7 @@ class ShisenSho(Game):
         self.num_kinds = self.options.kinds
         self.num_alike = self.options.copies
         self.actions = CellPairs(self.rows, self.cols)
-        self._board: Board = np.zeros((self.rows, self.cols), np.uint8)
+        self._board = np.zeros((self.rows, self.cols), np.uint8)
 
     @classmethod
     def fit(cls, options: Mapping[str, Any], kinds: int) -> dict[str, Any]:
@@ -92,9 +92,6 @@ class ShisenSho(Game):
             "empty cells only, and may leave the board to run around its outside. Clear the whole board to win; when "
             "no pair can be joined any more, the game is lost."
         )
-
-    def perception(self) -> Board:
-        return self._board.copy()
 
     def oracle(self) -> int:
         return solve(self._board, ORACLE_BRANCHES)[0][0]
@@ -151,14 +148,8 @@ class ShisenSho(Game):
     def won(self) -> bool:
         return not self._board.any()
 
-    def _pack(self) -> bytes:
-        return self._board.tobytes()
-
-    def _unpack(self, data: bytes) -> None:
-        board = self._board_from(data)
-        if (np.bincount(board.ravel())[1:] % 2).any():
-            raise ValueError("not a board of Shisen-Sho: a kind has an odd number of tiles")
-        self._board = board
+    def _fault_of(self, board: Board) -> str:
+        return "a kind has an odd number of tiles" if (np.bincount(board.ravel())[1:] % 2).any() else ""
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class Swap(Game):
         self.num_kinds = self.options.kinds
         self.endless = not self.options.goal
         self.actions = CellPairs(self.rows, self.cols)
-        self._board: Board = np.zeros((self.rows, self.cols), np.uint8)
+        self._board = np.zeros((self.rows, self.cols), np.uint8)
 
     @classmethod
     def fit(cls, options: Mapping[str, Any], kinds: int) -> dict[str, Any]:
@@ -70,9 +70,6 @@ class Swap(Game):
             "in a row or in a column. They vanish, the tiles above them fall, and new tiles come in at the top. "
             f"{goal}"
         )
-
-    def perception(self) -> Board:
-        return self._board.copy()
 
     def oracle(self) -> int:
         """The swap that clears most tiles, falls included, before any unknown tile comes in; then the one that leaves
@@ -135,14 +132,9 @@ class Swap(Game):
     def won(self) -> bool:
         return 0 < self.options.goal <= self.score
 
-    def _pack(self) -> bytes:
-        return self._board.tobytes()
-
-    def _unpack(self, data: bytes) -> None:
-        board = self._board_from(data)
-        if not board.all() or standing_matches(board).any():
-            raise ValueError("not a board of Swap at rest: a cell is empty or a match stands")
-        self._board = board
+    def _fault_of(self, board: Board) -> str:
+        at_rest = board.all() and not standing_matches(board).any()
+        return "" if at_rest else "a cell is empty or a match stands, so it is not at rest"
 
 
 def swapped(board: Board, a: int, b: int) -> Board:

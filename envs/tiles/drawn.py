@@ -77,10 +77,7 @@ def _star() -> Points:
 def _heart() -> Points:
     turns = [math.tau * i / 60 for i in range(60)]
     return [
-        (
-            math.sin(t) ** 3,
-            -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16.5,
-        )
+        (math.sin(t) ** 3, -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16.5)
         for t in turns
     ]
 

@@ -6,8 +6,9 @@ They count what grows with the model, the answers and the packs, and a measured 
 import json
 import math
 import struct
+import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,19 +109,8 @@ class ModelShape:
         return config.lora.rank * self.layers * sum(sizes.get(target, 0) for target in config.lora.targets)
 
 
-_QWEN25_VISION = VisionShape(depth=32, width=1280, intermediate=3420)
-KNOWN_SHAPES = {
-    "Qwen/Qwen2.5-VL-3B-Instruct": ModelShape(
-        "published numbers", 2048, 36, 16, 2, 128, 11008, 151936, True, _QWEN25_VISION
-    ),
-    "Qwen/Qwen2.5-VL-7B-Instruct": ModelShape(
-        "published numbers", 3584, 28, 28, 4, 128, 18944, 152064, False, _QWEN25_VISION
-    ),
-    "Qwen/Qwen2.5-VL-32B-Instruct": ModelShape(
-        "published numbers", 5120, 64, 40, 8, 128, 27648, 152064, False, VisionShape(32, 1280, 3456)
-    ),
-}
-"""Models whose sizes are known without their files."""
+KNOWN: dict[str, dict[str, Any]] = tomllib.loads((Path(__file__).parent / "known.toml").read_text())
+"""Memory of GPUs by type, and sizes of models by name, known without their files."""
 
 
 def shape_of(path: str) -> ModelShape | None:
@@ -134,16 +124,21 @@ def shape_of(path: str) -> ModelShape | None:
     cached = try_to_load_from_cache(name, "config.json")
     if isinstance(cached, str):
         return _shape_in(Path(cached).parent, "the Hugging Face cache")
-    return KNOWN_SHAPES.get(name)
+    return _shape_of(KNOWN["models"][name], "published numbers") if name in KNOWN["models"] else None
 
 
 def _shape_in(folder: Path, source: str) -> ModelShape:
     values = json.loads((folder / "config.json").read_text())
+    shape = _shape_of(values, source, f"{folder / 'config.json'}: ")
+    return replace(shape, counted=sum(map(_params_in, folder.glob("*.safetensors"))))
+
+
+def _shape_of(values: Mapping[str, Any], source: str, where: str = "") -> ModelShape:
     text, look = values.get("text_config", values), values.get("vision_config")
     missing = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"} - set(text)
     if missing or look is None:
         what = f"no {sorted(missing)[0]}" if missing else "no vision_config"
-        raise ValueError(f"{folder / 'config.json'}: {what}; a vision-language model is needed, such as Qwen2.5-VL")
+        raise ValueError(f"{where}{what}; a vision-language model is needed, such as Qwen2.5-VL")
     heads = text["num_attention_heads"]
     return ModelShape(
         source=source,
@@ -163,7 +158,6 @@ def _shape_in(folder: Path, source: str) -> ModelShape:
             merge=look.get("spatial_merge_size", 2),
             frames=look.get("temporal_patch_size", 2),
         ),
-        counted=sum(map(_params_in, folder.glob("*.safetensors"))),
     )
 
 

@@ -12,26 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from g1_ray.cluster.memory import ModelShape, Need, gb, memory_table, needs_of, shape_of
+from g1_ray.cluster.memory import KNOWN, ModelShape, Need, gb, memory_table, needs_of, shape_of
 from g1_ray.config import RunConfig
 
 Node = Mapping[str, float]
 """Resources of a node by name; what is left out, such as memory, is not checked."""
-GPU_GIB = {
-    "T4": 15,
-    "V100": 16,
-    "L4": 22,
-    "A10G": 22,
-    "A100-40G": 40,
-    "L40S": 45,
-    "A100-80G": 80,
-    "H100": 80,
-    "H20": 96,
-    "H200": 140,
-    "B200": 180,
-    "B300": 270,
-}
-"""Memory of a GPU by Ray's accelerator type. Types that come in several sizes are left out."""
 HEAP_SHARE = 0.7
 """Of a machine's memory, what Ray gives to processes; the rest is for its object store."""
 
@@ -39,7 +24,7 @@ HEAP_SHARE = 0.7
 def gpu_memory(node: Node) -> float:
     """Bytes of each GPU of a node; 0: unknown."""
     types = [name.partition(":")[2] for name in node if name.startswith("accelerator_type:")]
-    return max((GPU_GIB.get(kind, 0) * 2.0**30 for kind in types), default=0.0)
+    return max((KNOWN["gpu_gib"].get(kind, 0) * 2.0**30 for kind in types), default=0.0)
 
 
 def this_machine() -> list[Node]:
@@ -55,7 +40,7 @@ def this_machine() -> list[Node]:
         names = subprocess.run(query, capture_output=True, text=True, timeout=30).stdout.split("\n")
         gpus = [name for name in names if name.strip()]
         node["GPU"] = float(len(gpus))
-        for kind in sorted(GPU_GIB, key=len):
+        for kind in sorted(KNOWN["gpu_gib"], key=len):
             if gpus and kind in gpus[0].replace(" ", "-"):
                 node[f"accelerator_type:{kind}"] = 1.0
     return [node]

@@ -1,7 +1,5 @@
 """What a cold start is made of: its TOML file, checked like that of a run."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +23,7 @@ class TeacherConfig(EndpointConfig):
     )
 
     @model_validator(mode="after")
-    def _check(self) -> TeacherConfig:
+    def _check(self) -> "TeacherConfig":
         if self.kind == "endpoint" and not (self.url and self.model):
             raise ValueError("kind = 'endpoint' needs url and model")
         return self
@@ -69,12 +67,12 @@ class ColdstartConfig(Section):
     seed: int = Field(0, ge=0)
     model: str = Field(description="folder or Hugging Face name; 'tiny-base' ships with g1_ray")
     workers: int = Field(0, ge=0, description="processes that make examples; 0: one a core")
-    teacher: TeacherConfig = TeacherConfig()
+    teacher: "TeacherConfig" = TeacherConfig()
     games: tuple[LessonConfig, ...] = Field(min_length=1)
     sft: SftConfig = SftConfig()
 
     @model_validator(mode="after")
-    def _check(self) -> ColdstartConfig:
+    def _check(self) -> "ColdstartConfig":
         for name, count in Counter(game.name for game in self.games).items():
             if count > 1:
                 raise ValueError(f"games: two are called {name!r}; give one of them another name")
@@ -86,7 +84,7 @@ class ColdstartConfig(Section):
         return Path(self.out).expanduser() / self.name
 
 
-def load_coldstart(path: str | Path, overrides: Sequence[str] = ()) -> ColdstartConfig:
+def load_coldstart(path: str | Path, overrides: Sequence[str] = ()) -> "ColdstartConfig":
     """The cold start that a TOML file describes, with overrides such as `sft.batch_size=32`.
 
     Raises `ValueError` of at most three lines.

@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 from envs import State
 from envs.codec import prompt_of
 from g1_ray.coldstart.examples import Example
-from g1_ray.runs.parquet import check_columns, with_image, write_tables
-from g1_ray.runs.pictures import png_of
+from g1_ray.runs.parquet import check_columns, png_of, with_image, write_tables
 
 ROWS = 256
 """Rows written at a time."""

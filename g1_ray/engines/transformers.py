@@ -71,7 +71,6 @@ class TransformersEngine(EngineBase):
         log.info("%s answers, %s on %s", self._path, self._dtype, self._device)
 
     async def stop(self) -> None:
-        """See `Engine`."""
         self._loop.cancel()
         await asyncio.wait([self._loop])
 
@@ -82,7 +81,6 @@ class TransformersEngine(EngineBase):
     async def generate(
         self, requests: Sequence[Request], sampling: Sampling | None = None
     ) -> list[tuple[Completion, ...]]:
-        """See `Engine`."""
         self._check(requests)
         loop = asyncio.get_running_loop()
         jobs = [Answering(request, sampling or self._sampling, loop.create_future()) for request in requests]
@@ -96,12 +94,10 @@ class TransformersEngine(EngineBase):
         return await answers
 
     async def logprobs(self, sequences: Sequence[tuple[Prompt, Ints]]) -> list[Floats]:
-        """See `Engine`."""
         async with self._lock:
             return await asyncio.to_thread(lambda: [self._score(prompt, ids) for prompt, ids in sequences])
 
     async def load_policy(self, weights: NDArray[np.uint8], version: int) -> SyncReport:
-        """See `Engine`."""
         started = time.perf_counter()
         async with self._lock:
             check_version(self._version, version)

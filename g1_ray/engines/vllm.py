@@ -8,8 +8,6 @@ from a cache older than it: the prefix cache is salted with the version, and whe
 pictures' names in the encoder cache. (vLLM can't clear its prefix cache while requests are in flight.)
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import itertools
@@ -105,7 +103,6 @@ class VLLMEngine(EngineBase):
         }
 
     async def stop(self) -> None:
-        """See `Engine`."""
         self._llm.shutdown()
 
     async def version(self) -> int:
@@ -115,17 +112,14 @@ class VLLMEngine(EngineBase):
     async def generate(
         self, requests: Sequence[Request], sampling: Sampling | None = None
     ) -> list[tuple[Completion, ...]]:
-        """See `Engine`."""
         self._check(requests)
         chosen = sampling or self._sampling
         return await asyncio.gather(*(self._answer(request, chosen) for request in requests))
 
     async def logprobs(self, sequences: Sequence[tuple[Prompt, Ints]]) -> list[Floats]:
-        """See `Engine`."""
         return await asyncio.gather(*(self._score(prompt, ids) for prompt, ids in sequences))
 
     async def load_policy(self, weights: NDArray[np.uint8], version: int) -> SyncReport:
-        """See `Engine`."""
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         async with self._sync:
@@ -168,7 +162,7 @@ class VLLMEngine(EngineBase):
         output = await self._run(request.prompt, request.prompt.token_ids, params)
         return tuple(self._completion(answer) for answer in output.outputs)
 
-    def _completion(self, output: CompletionOutput) -> Completion:
+    def _completion(self, output: "CompletionOutput") -> Completion:
         token_ids = np.asarray(output.token_ids, np.int32)
         logprobs, spans = output.logprobs, output.weight_versions
         assert logprobs is not None and spans is not None and output.finish_reason in ("stop", "length"), output
@@ -184,18 +178,14 @@ class VLLMEngine(EngineBase):
         start = len(prompt.token_ids)
         whole = np.concatenate([prompt.token_ids, completion])
         params = SamplingParams(
-            max_tokens=1,
-            temperature=0.0,
-            prompt_logprobs=0,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
         )
         output = await self._run(prompt, whole, params)
         assert output.prompt_logprobs is not None
         pairs = zip(completion.tolist(), output.prompt_logprobs[start:], strict=True)
         return np.array([at[token].logprob for token, at in pairs if at is not None], np.float32)
 
-    async def _run(self, prompt: Prompt, token_ids: Ints, params: Any) -> RequestOutput:
+    async def _run(self, prompt: Prompt, token_ids: Ints, params: Any) -> "RequestOutput":
         """Runs a request to its end."""
         await self._open.wait()
         stream = self._llm.generate(self._input(prompt, token_ids), params, str(next(self._ids)))

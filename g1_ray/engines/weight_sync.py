@@ -6,8 +6,6 @@ The bytes are a safetensors file, so they travel as one Ray object and are mappe
 refuses a version that is not newer than its own, and weights that are not exactly its model's.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -47,7 +45,7 @@ class WeightSyncError(RuntimeError):
     """The engine does not compute what the learner computes."""
 
 
-def pack_weights(parameters: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> NDArray[np.uint8]:
+def pack_weights(parameters: "Iterable[tuple[str, torch.Tensor]]", dtype: "torch.dtype") -> NDArray[np.uint8]:
     """The parameters of a model by their names in Hugging Face's module tree, cast to `dtype`, as safetensors bytes.
 
     All of them, whole (not shards), frozen ones too; the names are those of `model.named_parameters()`. A peft adapter
@@ -59,7 +57,7 @@ def pack_weights(parameters: Iterable[tuple[str, torch.Tensor]], dtype: torch.dt
     return np.frombuffer(save(tensors), np.uint8)
 
 
-def unpack_weights(weights: NDArray[np.uint8]) -> dict[str, torch.Tensor]:
+def unpack_weights(weights: NDArray[np.uint8]) -> "dict[str, torch.Tensor]":
     """The tensors of `pack_weights` by name."""
     from safetensors.torch import load
 

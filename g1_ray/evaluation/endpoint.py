@@ -10,7 +10,7 @@ from pydantic import Field
 from envs import State
 from g1_ray.config import Section
 from g1_ray.evaluation.play import Reply
-from g1_ray.runs.pictures import data_uri, png_of
+from g1_ray.runs.parquet import data_uri, png_of
 
 LONGEST_WAIT_S = 60.0
 """Between two tries; a server that names a longer one with `Retry-After` is waited for as it says."""

@@ -11,8 +11,6 @@ P_acc and R_acc are the paper's (G1, arXiv 2505.13426, section 4): boards descri
 moves that score. With the true perception P_acc is 1, and R_acc is the share of all moves that score.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -154,7 +152,7 @@ async def experiment(
     game: str,
     player: str,
     states: Sequence[State],
-    chat: Chat,
+    chat: "Chat",
     generate: Generate,
     sampling: Sampling,
     interventions: Sequence[str] = INTERVENTIONS,
@@ -181,7 +179,7 @@ async def experiment(
 
 
 async def _ask(
-    cases: Sequence[Case], chat: Chat, generate: Generate, sampling: Sampling, seed: int
+    cases: Sequence[Case], chat: "Chat", generate: Generate, sampling: Sampling, seed: int
 ) -> tuple[list[str], int]:
     """The whole answers, what they were begun with included, and the tokens of the longest."""
     requests = []

@@ -6,8 +6,6 @@
 All players see the same first board for a seed, and are counted the same way.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -75,7 +73,7 @@ Generate = Callable[[Sequence[Request], Sampling], Awaitable[Sequence[Sequence[C
 """An engine's `generate`."""
 
 
-def ask_model(chat: Chat, generate: Generate, sampling: Sampling) -> Ask:
+def ask_model(chat: "Chat", generate: Generate, sampling: Sampling) -> Ask:
     """A model as a player."""
 
     async def ask(question: Question) -> Reply:

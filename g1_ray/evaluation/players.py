@@ -7,8 +7,6 @@ On the command line a player is `[NAME=]WHAT[?OPTION=VALUE&...]`: `oracle`, `hum
 KINDS["mine"] = MyPlayer    in a module of your own, for `mine:WHAT`, or `module:mine` where that is not imported yet
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import functools
@@ -50,7 +48,7 @@ class Player(Section):
     what: str = Field(description="a classic player, a file of moves, a model's folder or name, an endpoint's URL")
 
     @model_validator(mode="after")
-    def _named(self) -> Player:
+    def _named(self) -> "Player":
         if not self.name:
             object.__setattr__(self, "name", self.default_name())
         return self
@@ -83,7 +81,7 @@ class Chooser(Player):
 class Opened(NamedTuple):
     """Asked players of one kind, ready to answer."""
 
-    ask: Callable[[Asked, Question], Awaitable[Reply]]
+    ask: "Callable[[Asked, Question], Awaitable[Reply]]"
     examine: Callable[[Any, str, Sequence[State]], Awaitable[Lab]] | None = None
     """What the lab finds of a player on a game and states of it, where answers can be begun for them."""
     troubles: Callable[[], dict[str, int]] = dict
@@ -114,7 +112,7 @@ class Classic(Chooser):
     kind: Literal["classic"] = "classic"
 
     @model_validator(mode="after")
-    def _check(self) -> Classic:
+    def _check(self) -> "Classic":
         if self.what not in CLASSIC:
             raise ValueError(f"what = {self.what!r} is no classic player{nearest(self.what, CLASSIC)}")
         return self
@@ -133,7 +131,7 @@ class Human(Chooser):
     kind: Literal["human"] = "human"
 
     @model_validator(mode="after")
-    def _check(self) -> Human:
+    def _check(self) -> "Human":
         if not Path(self.what).is_file():
             raise ValueError(f"what = {self.what!r}: no such file; g1-ray play GAME --save FILE.parquet makes one")
         return self
@@ -171,7 +169,7 @@ class Model(Asked):
     engine: dict[str, Any] = Field({}, description="options of EngineConfig; the rest is as fits the cluster")
 
     @model_validator(mode="after")
-    def _check(self) -> Model:
+    def _check(self) -> "Model":
         if not is_adapter(self.what):
             model_path(self.what, "what")
         checked = EngineConfig(**self.engine)
@@ -201,7 +199,7 @@ class Model(Asked):
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def opened(cls, players: Sequence[Model], tasks: Sequence[Task], gpus: float) -> AsyncIterator[Opened]:
+    async def opened(cls, players: "Sequence[Model]", tasks: Sequence[Task], gpus: float) -> AsyncIterator[Opened]:
         """An engine for them alone. A LoRA adapter is merged into its model first."""
         from transformers import AutoConfig
 
@@ -220,7 +218,7 @@ class Model(Asked):
             await engine.start()
             asks = {player.name: ask_model(chat, engine.generate, player.sampling) for player in players}
 
-            async def examine(player: Model, game: str, states: Sequence[State]) -> Lab:
+            async def examine(player: "Model", game: str, states: Sequence[State]) -> Lab:
                 return await experiment(game, player.name, states, chat, engine.generate, player.sampling)
 
             try:
@@ -237,7 +235,7 @@ class EndpointPlayer(EndpointConfig, Asked):
     price_out: float = Field(0.0, ge=0, description="for a million tokens of answers")
 
     @model_validator(mode="after")
-    def _check(self) -> EndpointPlayer:
+    def _check(self) -> "EndpointPlayer":
         if not self.model:
             raise ValueError("an endpoint needs the name of its model: URL?model=NAME")
         if self.key_env and not os.environ.get(self.key_env):
@@ -258,24 +256,24 @@ class EndpointPlayer(EndpointConfig, Asked):
     @classmethod
     @contextlib.asynccontextmanager
     async def opened(
-        cls, players: Sequence[EndpointPlayer], tasks: Sequence[Task], gpus: float
+        cls, players: "Sequence[EndpointPlayer]", tasks: Sequence[Task], gpus: float
     ) -> AsyncIterator[Opened]:
         """As many requests at a time as it is to get."""
         endpoint, loop = Endpoint(players[0]), asyncio.get_running_loop()
         with ThreadPoolExecutor(players[0].concurrency) as pool:
 
-            async def ask(player: Asked, question: Question) -> Reply:
+            async def ask(player: "Asked", question: Question) -> Reply:
                 prompt = prompt_of(question.state.task)
                 return await loop.run_in_executor(pool, endpoint.ask, question.state, prompt, question.sampling_seed)
 
             yield Opened(ask, troubles=functools.partial(dict, endpoint.troubles))
 
 
-KINDS: Registry[type[Player]] = Registry("kind of player", classic=Classic, human=Human, model=Model)
+KINDS: "Registry[type[Player]]" = Registry("kind of player", classic=Classic, human=Human, model=Model)
 KINDS["endpoint"] = EndpointPlayer
 
 
-def parse_player(text: str) -> Player:
+def parse_player(text: str) -> "Player":
     """The player that the command line names. Raises `ValueError` of at most three lines."""
     name, what, options = parse_spec(text)
     kind, what = _kind_of(what)

@@ -72,10 +72,7 @@ class Learner:
         if on_gpu:
             torch.cuda.set_device(self.device)
         dist.init_process_group(
-            "nccl" if on_gpu else "gloo",
-            init_method=f"tcp://{address}",
-            rank=self.rank,
-            world_size=self.world_size,
+            "nccl" if on_gpu else "gloo", init_method=f"tcp://{address}", rank=self.rank, world_size=self.world_size
         )
         mesh = init_device_mesh(self.device.type, (self.world_size,))
         model = self.config.model

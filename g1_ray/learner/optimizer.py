@@ -42,10 +42,7 @@ class Optimizer:
         ]
         matrices = [t.shard for t in self.trained if t.parameter.ndim > 1]
         vectors = [t.shard for t in self.trained if t.parameter.ndim <= 1]
-        groups = [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self._adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
         for shard in (*matrices, *vectors):
             moments = {kind: torch.zeros_like(shard) for kind in _KINDS[1:]}

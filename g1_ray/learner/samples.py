@@ -7,14 +7,16 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from g1_ray.config import AlgorithmConfig, RunConfig
-from g1_ray.learner.advantages import group_advantages
 from g1_ray.rollout.judge import accuracies
 from g1_ray.types import Batch, Group, Origin, Rollout, Sample, Turn
 
 FLAT = 1e-6
 """Returns that differ by no more are the same."""
+EPS = 1e-4
+"""What is added to a group's standard deviation."""
 
 
 # Groups
@@ -53,6 +55,18 @@ def _fault_of_turn(turn: Turn) -> str:
 
 
 # Samples
+
+
+def group_advantages(returns: NDArray[np.floating], divide_by_std: bool) -> NDArray[np.float32]:
+    """Advantages [..., G] of the returns [..., G] of groups.
+
+    (r - mean) / (std + 1e-4) with the unbiased std: GRPO, DeepSeekMath, arXiv 2402.03300, section 4.1.2; without the
+    division: Dr. GRPO, arXiv 2503.20783, equation 3.
+    """
+    centred = returns - returns.mean(-1, keepdims=True)
+    if divide_by_std:
+        centred = centred / (returns.std(-1, ddof=1, keepdims=True) + EPS)
+    return centred.astype(np.float32)
 
 
 def samples_of(group: Group, config: AlgorithmConfig) -> tuple[Sample, ...]:

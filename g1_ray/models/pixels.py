@@ -1,7 +1,5 @@
 """The `pixel_values` of a board for VLMs of the Qwen2-VL family, without drawing or normalising a frame."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -28,7 +26,7 @@ class PixelValues:
     the processor would resize the frames of the renderer.
     """
 
-    def __init__(self, processor: Qwen2VLImageProcessor | Qwen2VLImageProcessorPil, renderer: Renderer) -> None:
+    def __init__(self, processor: "Qwen2VLImageProcessor | Qwen2VLImageProcessorPil", renderer: Renderer) -> None:
         self.processor, self.renderer = processor, renderer
         patch, merge = processor.patch_size, processor.merge_size
         block = patch * merge
@@ -101,7 +99,7 @@ class PixelValues:
 
 
 def _check_size(
-    processor: Qwen2VLImageProcessor | Qwen2VLImageProcessorPil, height: int, width: int, block: int
+    processor: "Qwen2VLImageProcessor | Qwen2VLImageProcessorPil", height: int, width: int, block: int
 ) -> None:
     frame = f"frames are {width}x{height} = {width * height} pixels, and the image processor would resize them"
     if height % block or width % block:

@@ -83,11 +83,7 @@ def answer_pieces(task: Task) -> list[str]:
 def make_tokenizer(tasks: Sequence[Task], phrases: Iterable[str] = PHRASES) -> PreTrainedTokenizerFast:
     """Knows the text of `tasks` and `phrases`: a text becomes the fewest pieces that make it up, the rest bytes."""
     known = itertools.chain(
-        _FRAME,
-        _TAGS,
-        *(prompt_pieces(task) for task in tasks),
-        *(answer_pieces(task) for task in tasks),
-        phrases,
+        _FRAME, _TAGS, *(prompt_pieces(task) for task in tasks), *(answer_pieces(task) for task in tasks), phrases
     )
     pieces = list(dict.fromkeys(known))
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]

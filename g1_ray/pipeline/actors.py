@@ -183,9 +183,6 @@ class EngineActor:
         """Loads what a step made; nothing where the step was skipped."""
         return None if report.skipped else await self.engine.load_policy(weights, report.version)
 
-    async def load_version(self, weights: NDArray[np.uint8], version: int) -> SyncReport:
-        return await self.engine.load_policy(weights, version)
-
     async def stop(self) -> None:
         await self.engine.stop()
 

@@ -1,7 +1,5 @@
 """What is done between two steps, while engines and learners stand still: canary, evaluation, lab."""
 
-from __future__ import annotations
-
 import asyncio
 import functools
 from collections.abc import Sequence
@@ -77,7 +75,7 @@ class Checkup:
         return {game.name: lab_states(game.task(), num) for game in self.config.games}
 
     @functools.cached_property
-    def _chat(self) -> Chat:
+    def _chat(self) -> "Chat":
         from g1_ray.models.chat import Chat
 
         return Chat(self.model_path)

@@ -30,8 +30,6 @@ with any of its actors and allows one graph an actor. Ours submits the bound nod
 object references from actor to actor.
 """
 
-from __future__ import annotations
-
 import time
 import traceback
 from collections.abc import Sequence
@@ -135,7 +133,7 @@ class Tick:
         """What the tick waits for now."""
         return self.gate if self.opened is None else self.refs[id(self.calls[-1])]
 
-    def failure(self, timeout_s: float = 0.1) -> Failure:
+    def failure(self, timeout_s: float = 0.1) -> "Failure":
         """Of the first call that did not end well: where to look."""
         for node in self.calls:
             ref = self.refs.get(id(node))
@@ -172,7 +170,7 @@ class Finished:
 
     tick: Tick
     result: Any
-    failure: Failure | None
+    failure: "Failure | None"
     at: float
     """Unix time, s."""
 
@@ -220,7 +218,7 @@ class Executor:
         del self.ticks[tick.lane]
         return Finished(tick, result, None, time.time())
 
-    def _drop(self, tick: Tick, failure: Failure) -> Finished:
+    def _drop(self, tick: Tick, failure: "Failure") -> Finished:
         del self.ticks[tick.lane]
         return Finished(tick, None, failure, time.time())
 

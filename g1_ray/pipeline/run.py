@@ -20,6 +20,7 @@ from g1_ray.pipeline.actors import START_TIMEOUT_S, StepSummary, hire
 from g1_ray.pipeline.checkup import Checkup, get, get_all
 from g1_ray.pipeline.graph import Executor, Finished, first_line, rollout_graph, train_graph
 from g1_ray.runs.run_folder import RunFolder
+from g1_ray.types import Origin, StepReport
 
 log = logging.getLogger(__name__)
 TRAIN = -1
@@ -69,15 +70,14 @@ class Pipeline:
     def _publish(self) -> None:
         """Hands the learner's policy to the engines, outside of a step."""
         weights = [learner.weights.remote(None) for learner in self.actors.learners]
-        get_all([engine.load_version.remote(weights[0], self.version) for engine in self.actors.engines])
+        report = StepReport(self.version, {}, Origin())
+        get_all([engine.load_policy.remote(weights[0], report) for engine in self.actors.engines])
         get_all(weights[1:])
 
     # The loop
 
     def train(
-        self,
-        on_step: Callable[[int, dict[str, float]], None],
-        should_stop: Callable[[], bool] = lambda: False,
+        self, on_step: Callable[[int, dict[str, float]], None], should_stop: Callable[[], bool] = lambda: False
     ) -> None:
         """Runs both graphs until the run is over, and leaves a checkpoint at the end."""
         begun, asynchrony = time.monotonic(), self.config.asynchrony

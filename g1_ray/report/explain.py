@@ -20,7 +20,7 @@ from envs.core import Board, Game
 from envs.env import board_text
 from envs.rewards import reward_named
 from g1_ray.config import REWARD_PARTS, AlgorithmConfig, RewardConfig
-from g1_ray.learner.advantages import group_advantages
+from g1_ray.learner.samples import group_advantages
 from g1_ray.rollout.judge import judge
 from g1_ray.tables import aligned
 

@@ -4,8 +4,6 @@ datasets    parquet with the pictures in it, which `datasets.load_dataset("parqu
 inspect     inspect-ai's logs: a file for each player on each game, a sample for each run, the pictures as data URIs
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import sys
@@ -21,8 +19,7 @@ import pyarrow.parquet as pq
 from envs import State
 from envs.codec import prompt_of
 from g1_ray.files import written
-from g1_ray.runs.parquet import with_image, write_tables
-from g1_ray.runs.pictures import data_uri, png_of
+from g1_ray.runs.parquet import data_uri, png_of, with_image, write_tables
 from g1_ray.runs.reading import moves_in, names_in, sources_of
 
 if TYPE_CHECKING:
@@ -104,7 +101,7 @@ def export_inspect(folder: Path, out: Path, limit: int = 0) -> dict[Path, int]:
     return samples
 
 
-def log_of(game: str, player: str, runs: Sequence[Run], made: datetime) -> EvalLog:
+def log_of(game: str, player: str, runs: "Sequence[Run]", made: datetime) -> "EvalLog":
     """The runs of a player on a game as a log of inspect-ai, where the player stands in the model's place."""
     from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalResults, EvalSpec, EvalStats
 
@@ -129,7 +126,7 @@ def log_of(game: str, player: str, runs: Sequence[Run], made: datetime) -> EvalL
     )
 
 
-def _usage(runs: Sequence[Run]) -> ModelUsage:
+def _usage(runs: "Sequence[Run]") -> "ModelUsage":
     """The tokens of all prompts and answers."""
     from inspect_ai.model import ModelUsage
 
@@ -138,7 +135,7 @@ def _usage(runs: Sequence[Run]) -> ModelUsage:
     return ModelUsage(input_tokens=prompts, output_tokens=answers, total_tokens=prompts + answers)
 
 
-def _sample(player: str, run: Run) -> EvalSample:
+def _sample(player: str, run: "Run") -> "EvalSample":
     """A run: its moves as a conversation, though the player was asked for each of them alone."""
     from inspect_ai.log import EvalSample
     from inspect_ai.model import ModelOutput
@@ -163,7 +160,7 @@ def _sample(player: str, run: Run) -> EvalSample:
     )
 
 
-def _messages(player: str, move: Move) -> tuple[ChatMessage, ChatMessage]:
+def _messages(player: str, move: "Move") -> "tuple[ChatMessage, ChatMessage]":
     """The picture with the prompt, and the answer; the legal moves and what came of this one are their metadata."""
     from inspect_ai.model import ChatMessageAssistant, ChatMessageUser, ContentImage, ContentText
 
@@ -180,7 +177,7 @@ def _messages(player: str, move: Move) -> tuple[ChatMessage, ChatMessage]:
     )
 
 
-def _means(samples: Sequence[EvalSample]) -> list[EvalScore]:
+def _means(samples: "Sequence[EvalSample]") -> "list[EvalScore]":
     """The mean of each score over the samples, with its standard error."""
     from inspect_ai.log import EvalMetric, EvalScore
 

@@ -18,7 +18,7 @@ from envs import Codec, State, Task, reward_table
 from envs.core import Board, Looks
 from envs.rewards import reward_named
 from g1_ray.evaluation.confusion import Told, told_board, told_words
-from g1_ray.learner.advantages import group_advantages
+from g1_ray.learner.samples import group_advantages
 from g1_ray.runs.trajectories import files_in
 
 TRAINING = "training"

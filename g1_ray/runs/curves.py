@@ -82,10 +82,7 @@ def save_curves(folder: str | Path) -> Path:
 
 
 def _draw(
-    path: Path,
-    metrics: Sequence[Mapping[str, Any]],
-    curves: Mapping[str, str],
-    names: Mapping[str, Mapping[str, str]],
+    path: Path, metrics: Sequence[Mapping[str, Any]], curves: Mapping[str, str], names: Mapping[str, Mapping[str, str]]
 ) -> None:
     """A plot for each of `curves`, with a line for each of `names`: label -> curve -> metric."""
     from matplotlib.figure import Figure  # without pyplot: no display, nothing global

@@ -13,13 +13,11 @@ Two processes have it open, and write different files: the driver, and the buffe
 When a run goes on from the checkpoint of step N, whatever came after N is taken back, so that all counts are right.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,10 +39,10 @@ class RunFolder:
         if not (self.path / "config.json").is_file():
             raise ValueError(f"{self.path}: no config.json, so this is not the folder of a run")
         self._journals: dict[str, Journal] = {}
-        self._trackers: list[Any] | None = None
+        self._trackers: list[Tracker] | None = None
 
     @classmethod
-    def open(cls, config: RunConfig, resume: bool = False) -> RunFolder:
+    def open(cls, config: RunConfig, resume: bool = False) -> "RunFolder":
         """The folder of a run that starts, or, with `resume`, that goes on from its newest checkpoint.
 
         A run without a checkpoint starts anew. Raises `ValueError` where a run is there and `resume` is not set, or
@@ -91,12 +89,12 @@ class RunFolder:
         """A line of metrics.jsonl, where NaN and infinities become null, and the same to the trackers without them."""
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self._append("metrics.jsonl", {"step": step, "time": time.time(), **dict.fromkeys(metrics), **finite})
-        for tracker in self._open_trackers(step):
-            tracker.log(step, finite)
+        for log, _ in self._open_trackers(step):
+            log(step, finite)
 
-    def _open_trackers(self, step: int) -> list[Any]:
+    def _open_trackers(self, step: int) -> "list[Tracker]":
         if self._trackers is None:
-            kinds = {"tensorboard": _TensorBoard, "wandb": _Wandb}
+            kinds = {"tensorboard": _tensorboard, "wandb": _wandb}
             self._trackers = [kinds[name](self.path, self.config, step) for name in self.config.trackers]
         return self._trackers
 
@@ -198,8 +196,8 @@ class RunFolder:
             self._trajectories.flush()
         for journal in self._journals.values():
             journal.close()
-        for tracker in self._trackers or ():
-            tracker.close()
+        for _, close in self._trackers or ():
+            close()
         self._trackers = None
 
     def _append(self, name: str, line: Mapping[str, Any]) -> None:
@@ -226,39 +224,27 @@ class RunFolder:
             path.unlink()
 
 
-class _TensorBoard:
-    def __init__(self, path: Path, config: RunConfig, step: int) -> None:
-        from tensorboardX import SummaryWriter
+Tracker = tuple[Callable[[int, Mapping[str, float]], None], Callable[[], None]]
+"""Logs the metrics of a step; closes."""
 
-        # What an earlier session logged from this step on is taken back.
-        folder = str(path / "tensorboard")
-        self.writer = SummaryWriter(folder, purge_step=step, filename_suffix=f".{step}", flush_secs=10)
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+def _tensorboard(path: Path, config: RunConfig, step: int) -> "Tracker":
+    from tensorboardX import SummaryWriter
+
+    # What an earlier session logged from this step on is taken back.
+    writer = SummaryWriter(str(path / "tensorboard"), purge_step=step, filename_suffix=f".{step}", flush_secs=10)
+
+    def log(step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
-            self.writer.add_scalar(name, value, step)
+            writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
-        self.writer.close()
+    return log, writer.close
 
 
-class _Wandb:
-    def __init__(self, path: Path, config: RunConfig, step: int) -> None:
-        import wandb
+def _wandb(path: Path, config: RunConfig, step: int) -> "Tracker":
+    import wandb
 
-        begun = int(read_lines(path / "notes.jsonl")[0]["time"])
-        values = config.model_dump(mode="json")
-        self.run = wandb.init(
-            project="g1_ray",
-            name=config.name,
-            id=f"{config.name}-{begun}",
-            dir=str(path),
-            config=values,
-            resume="allow",
-        )
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.run.log(dict(metrics), step=step)
-
-    def close(self) -> None:
-        self.run.finish()
+    identity = f"{config.name}-{int(read_lines(path / 'notes.jsonl')[0]['time'])}"
+    about = {"name": config.name, "dir": str(path), "config": config.model_dump(mode="json")}
+    run = wandb.init(project="g1_ray", id=identity, resume="allow", **about)
+    return lambda step, metrics: run.log(dict(metrics), step=step), run.finish

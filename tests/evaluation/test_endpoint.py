@@ -10,13 +10,14 @@ pytest.importorskip("openai")
 from endpoints import Flaky, reply, serving, vllm_serving  # noqa: E402
 
 from envs import Codec, State, Task  # noqa: E402
-from g1_ray.evaluation.endpoint import Endpoint, EndpointConfig, EndpointError, data_uri  # noqa: E402
-from g1_ray.evaluation.evaluation import Evaluation
-from g1_ray.evaluation.folder import Protocol
-from g1_ray.evaluation.job import Answered, Entry, Failed, work  # noqa: E402
+from g1_ray.evaluation.endpoint import Endpoint, EndpointConfig, EndpointError  # noqa: E402
+from g1_ray.evaluation.evaluation import Evaluation  # noqa: E402
+from g1_ray.evaluation.folder import Protocol  # noqa: E402
+from g1_ray.evaluation.job import Answered, Entry, Failed, Job, work  # noqa: E402
 from g1_ray.evaluation.players import parse_game, parse_player  # noqa: E402
 from g1_ray.evaluation.results import as_json  # noqa: E402
-from g1_ray.models.find import MODELS
+from g1_ray.models.find import MODELS  # noqa: E402
+from g1_ray.runs.parquet import data_uri, png_of  # noqa: E402
 
 GAME = "2048?size=3&tile_px=28"
 ANSWER = "<perception>\nfog\n</perception>\n<think>\nHm.\n</think>\n<answer>up</answer>"
@@ -37,7 +38,7 @@ def test_a_question_is_a_picture_and_the_rules():
         )
     ((asked, key),) = seen
     picture, rules = asked["messages"][0]["content"]
-    assert picture["image_url"]["url"] == data_uri(state()) and rules["text"] == "rules"
+    assert picture["image_url"]["url"] == data_uri(png_of(state())) and rules["text"] == "rules"
     assert (asked["model"], asked["temperature"], asked["max_tokens"], asked["seed"]) == ("m", 0.3, 9, 5)
     assert key == "Bearer none" and got.text == ANSWER and (got.prompt_tokens, got.tokens) == (7, 3) and got.seconds > 0
 
@@ -142,8 +143,6 @@ def test_another_evaluation_is_not_mixed_in(tmp_path):
 
 def test_failures_are_news_of_their_own():
     entry = Entry(parse_game(GAME), parse_player("far=http://127.0.0.1:1/v1?model=m&tries=1"))
-    from g1_ray.evaluation.job import Job
-
     news = [item for batch in work(Job((entry,), (0, 1, 2), 3)) for item in batch]
     assert [type(item) for item in news].count(Failed) == 1 and not any(isinstance(item, Answered) for item in news)
 

@@ -109,11 +109,12 @@ def test_a_grid_is_a_heat_map(ray_cluster, tmp_path):
         ("tiny-bse", "did you mean 'tiny-base'"),
         ("http://host/v1", "URL?model=NAME"),
         ("http://host/v1?model=m&key_env=NOT_SET_AT_ALL", "that environment variable is not set"),
-        ("oracle?temperatur=1", "did you mean 'temperature'"),
+        ("oracle?temperatur=1", "unknown option 'temperatur'; known: name, kind, what"),
+        ("tiny-base?temperatur=1", "did you mean 'temperature'"),
         ("human:nowhere.parquet", "no such file"),
         ("tiny-base?engine.kinds=vllm", "did you mean 'kind'"),
         ("tiny-base?temperature=hot", "expected a number"),
-        ("tiny-base?temperature", "no option; expected"),
+        ("tiny-base?temperature", "'temperature': expected ?OPTION=VALUE&OPTION=VALUE in 'tiny-base?temperature'"),
     ],
 )
 def test_players_that_are_none(text, message):

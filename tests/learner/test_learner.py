@@ -11,10 +11,10 @@ import toys
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from g1_ray.config import RunConfig
-from g1_ray.learner.learner import Learner, StepReport
+from g1_ray.learner.learner import Learner
 from g1_ray.learner.packs import packs_of
 from g1_ray.learner.samples import batch_of
-from g1_ray.types import Batch
+from g1_ray.types import Batch, StepReport
 
 Weights = dict[str, torch.Tensor]
 
@@ -79,7 +79,7 @@ def test_a_step_follows_the_gradient_and_reports():
     moved = {name for name in before if not torch.equal(before[name], weights[name])}
     assert moved and not any("visual" in name for name in moved)  # frozen
     metrics = report.metrics
-    assert metrics["tokens"] == batch(config).metrics["tokens"]
+    assert metrics["tokens"] == batch(config).origin.metrics["tokens"] and report.origin == batch(config).origin
     assert 0 < metrics["ess"] <= 1 and metrics["grad_norm"] > 0 and metrics["ratio"] > 0
     assert metrics["tokens_per_s"] > 0 and metrics["entropy"] > 0
 

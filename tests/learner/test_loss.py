@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from g1_ray.config import AlgorithmConfig
-from g1_ray.learner.advantages import group_advantages
 from g1_ray.learner.loss import Tokens, answer_log_ratios, clip, effective_sample_share, k3_kl
+from g1_ray.learner.samples import group_advantages
 
 
 def log(*ratios: float) -> torch.Tensor:

@@ -12,13 +12,18 @@ pytest.importorskip("transformers")
 from safetensors import safe_open  # noqa: E402
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer  # noqa: E402
 
-from envs import Codec, State, Task  # noqa: E402
+from envs import PLAYERS, Codec, State, Task  # noqa: E402
 from envs.teacher import Novice, Oracle  # noqa: E402
+from g1_ray.config import EngineConfig  # noqa: E402
+from g1_ray.engines.make import make_engine  # noqa: E402
+from g1_ray.evaluation.lab import AS_IS, Finding, experiment, lab_states  # noqa: E402
+from g1_ray.evaluation.players import parse_game, parse_player  # noqa: E402
 from g1_ray.models.chat import Chat  # noqa: E402
 from g1_ray.models.find import MODELS, SHIPPED  # noqa: E402
 from g1_ray.models.pixels import PixelValues  # noqa: E402
 from g1_ray.models.tiny import TASKS, make_tiny  # noqa: E402
-from jobs.tiny import config_of, held_out, main, probe  # noqa: E402
+from g1_ray.types import Sampling  # noqa: E402
+from jobs.tiny import config_of, main  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -165,15 +170,24 @@ def test_shipped_models_made_anew_are_as_good(tmp_path: Path) -> None:
     assert command[:2] == ["g1-ray", "tiny"]
     assert main(command[2:]) == 0
     for game in config_of("tiny-coldstart").games:
-        states = held_out(game, 300)
+        states = lab_states(game.task(), 300)
         for model in SHIPPED:
             for temperature in (1.0, 0.0):
-                shipped, anew = (
-                    asyncio.run(probe(folder / model, states, temperature)) for folder in (MODELS, tmp_path)
-                )
-                assert anew["P_acc"] > shipped["P_acc"] - 0.04
-                assert anew["scores"] > shipped["scores"] - 0.1
-                assert anew["unreadable"] < shipped["unreadable"] + 0.02
+                shipped, anew = (asyncio.run(found(path / model, states, temperature)) for path in (MODELS, tmp_path))
+                assert anew.p_acc > shipped.p_acc - 0.04
+                assert anew.reward_rate > shipped.reward_rate - 0.1
+                assert anew.unreadable < shipped.unreadable + 0.02
+
+
+async def found(path: Path, states: list[State], temperature: float) -> Finding:
+    """What the lab finds of a model, as is."""
+    size = EngineConfig(kind="transformers", gpus=0, max_model_len=512, max_num_seqs=256)
+    engine = make_engine(str(path), size, "float32", Sampling())
+    await engine.start()
+    sampling = Sampling(temperature, 1.0, 200)
+    lab = await experiment("tiny", "", states, Chat(path), engine.generate, sampling, (AS_IS,))
+    await engine.stop()
+    return lab.interventions[AS_IS]
 
 
 def test_command_makes_an_untrained_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,18 +200,27 @@ def test_command_makes_an_untrained_model(tmp_path: Path, capsys: pytest.Capture
         main([str(tmp_path), "--scale", "0"])
 
 
-def test_command_trains_and_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_trains_and_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main([str(tmp_path), "--train", "--games", "2048-3x3", "--scale", "0.002"]) == 0
     for name in SHIPPED:
         with safe_open(tmp_path / name / "model.safetensors", "pt") as file:
             assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float16}
         assert AutoModelForImageTextToText.from_pretrained(tmp_path / name).dtype == torch.float32
         assert json.loads((tmp_path / name / "made.json").read_text())["teacher"] in ("novice", "oracle")
-    capsys.readouterr()
+    shown: list[list[str]] = []
+    monkeypatch.setattr("jobs.evaluate.main", shown.append)
     assert main([str(tmp_path), "--measure", "4", "--games", "2048-3x3"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4 + 5
-    assert "P_acc" in lines[0] and lines[-1].startswith("2048-3x3    oracle")
+    (args,) = shown
+    assert parse_game(args[1]).task() == config_of("tiny-base").games[0].task()
+    assert [parse_player(text).name for text in args[3:12]] == [
+        "tiny-base, T 1",
+        "tiny-base, greedy",
+        "tiny-coldstart, T 1",
+        "tiny-coldstart, greedy",
+        "teacher",
+        *PLAYERS,
+    ]
+    assert args[12:] == ["--runs", "10", "--moves", "20", "--lab", "4"]
 
 
 def test_peft_takes_it(folder: Path, chat: Chat) -> None:

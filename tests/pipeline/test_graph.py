@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from g1_ray.pipeline.graph import Actors, Executor, calls_of, describe, rollout_graph, train_graph
+from g1_ray.pipeline.graph import Actors, Executor, Failure, calls_of, describe, rollout_graph, train_graph
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -117,7 +117,7 @@ def test_many_ticks_are_in_flight_and_the_gate_holds_them_back(ray_cluster, crew
         executor.start(lane, graph, lane)
     finished = run_until(executor, 12, lambda one: executor.start(one.tick.lane, graphs[one.tick.lane], 9))
     finished += run_until(executor, len(executor.ticks))
-    assert not any(one.error for one in finished)
+    assert not any(one.failure for one in finished)
     done, most = ray_cluster.get(actors.buffer.seen.remote(), timeout=10)
     assert most == 2  # four lanes, two slots, and both were used
     assert done[0].endswith("seen+a1") and len(done) >= 12
@@ -137,7 +137,8 @@ def test_a_failed_call_is_named_and_the_lane_goes_on(ray_cluster, crew):
     graph = rollout_graph(actors, 0, turns=1)
     executor.start(0, graph, 1)
     (one,) = run_until(executor, 1)
-    assert one.error == "generate: RuntimeError: out of memory"
+    assert one.failure.line == "generate: RuntimeError: out of memory"
+    assert "in generate\n" in one.failure.trace and one.failure.trace.rstrip().endswith("out of memory\nand more")
     assert ray_cluster.get(one.tick.gate, timeout=10) == "1"  # what it was to make is known
     executor.start(0, graph, 2)
     assert run_until(executor, 1)[0].result == "2 seen+a2"
@@ -148,7 +149,7 @@ def test_a_hung_call_is_given_up_and_named(crew):
     executor = Executor(tick_timeout_s=0.5)
     executor.start(0, rollout_graph(actors, 0, turns=1), 1)
     (one,) = run_until(executor, 1)
-    assert one.error == "no end after 0.5 s; generate gave no answer"
+    assert one.failure == Failure("no end after 0.5 s; generate gave no answer")
 
 
 def test_a_dead_actor_is_named(ray_cluster, crew):
@@ -161,7 +162,7 @@ def test_a_dead_actor_is_named(ray_cluster, crew):
         executor.poll(0.1)
     ray_cluster.kill(engine)
     (one,) = run_until(executor, 1)
-    assert one.error.startswith("generate: ") and "Died" in one.error
+    assert one.failure.line.startswith("generate: ") and "Died" in one.failure.line and one.failure.trace
 
 
 def test_the_train_graph_joins_all_ranks_and_all_engines(crew):
@@ -178,12 +179,7 @@ def test_graphs_are_printed_without_a_cluster(capsys):
     from g1_ray.config import RunConfig
     from g1_ray.pipeline.actors import unmade
 
-    config = RunConfig(
-        name="t",
-        model={"path": "tiny-base"},
-        games=[{"game": "2048"}],
-        learner={"num_ranks": 2},
-    )
+    config = RunConfig(name="t", model={"path": "tiny-base"}, games=[{"game": "2048"}], learner={"num_ranks": 2})
     actors, names = unmade(config)
     rollout = describe(rollout_graph(actors, 0, turns=1), names)
     assert rollout == [

@@ -158,10 +158,7 @@ def test_flat_and_bad_groups_give_their_slots_back_at_once():
 
     run(body())
     assert harness.balanced()
-    assert [(f.group, f.fate, f.reason) for f in harness.fates] == [
-        (1, "dropped", "flat"),
-        (2, "quarantined", "bad"),
-    ]
+    assert [(f.group, f.fate, f.reason) for f in harness.fates] == [(1, "dropped", "flat"), (2, "quarantined", "bad")]
 
 
 def test_without_staleness_a_batch_does_not_depend_on_who_was_faster():
@@ -215,10 +212,7 @@ def test_ratios_divide_the_groups_among_the_games():
     config = RunConfig(
         name="t",
         model={"path": "m"},
-        games=[
-            {"game": "2048", "ratio": 3},
-            {"game": "swap", "ratio": 1},
-        ],
+        games=[{"game": "2048", "ratio": 3}, {"game": "swap", "ratio": 1}],
         rollout={"groups_per_step": 400},
         asynchrony={"max_staleness": 0},
     )

@@ -52,10 +52,7 @@ def test_prompts_are_what_the_processor_makes(chat):
     (request,) = play.requests
     messages = [
         {"role": "system", "content": [{"type": "text", "text": "You are a helpful assistant."}]},
-        {
-            "role": "user",
-            "content": [{"type": "image"}, {"type": "text", "text": Codec(play.start.task).prompt()}],
-        },
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": Codec(play.start.task).prompt()}]},
     ]
     text = chat.processor.apply_chat_template(messages, add_generation_prompt=True)
     made = chat.processor(text=[text], images=[play.start.draw()], return_tensors="np")

@@ -6,21 +6,18 @@ import struct
 
 import numpy as np
 import pytest
+from folders import small_config, small_group
 from PIL import Image
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
-from folders import small_config, small_group
-
-from envs import Codec, State, Task
+from envs import State, Task
 from g1_ray.runs import checkpoints, progress
-from g1_ray.config import RunConfig
 from g1_ray.runs.curves import save_curves, smooth
 from g1_ray.runs.progress import Progress
-from g1_ray.types import Fate
 from g1_ray.runs.run_folder import RunFolder
 from g1_ray.runs.trajectories import TrajectoryWriter
-from g1_ray.types import Completion, Group, Prompt, Rollout, Ticket, Turn
+from g1_ray.types import Fate
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,92 @@
+"""Files and folders are whole or not there, and lines outlive a crash."""
+
+import pytest
+
+from g1_ray.files import Journal, read_lines, write_json, write_lines, write_text, written
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("there", [True, False])
+def test_an_error_leaves_everything_as_it_was(tmp_path, kind, there):
+    path = tmp_path / "made"
+    if there:
+        write_text(path, "old")
+    with pytest.raises(KeyboardInterrupt), written(path) as beside:
+        if kind == "file":
+            beside.write_text("half")
+        else:
+            beside.mkdir()
+            (beside / "part").write_text("half")
+        raise KeyboardInterrupt
+    assert names(tmp_path) == (["made"] if there else []) and (not there or path.read_text() == "old")
+
+
+def test_a_file_is_replaced_at_the_end_and_not_before(tmp_path):
+    path = tmp_path / "in" / "a.txt"
+    write_text(path, "old")
+    with written(path) as beside:
+        beside.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new" and names(tmp_path / "in") == ["a.txt"]
+
+
+def test_a_folder_that_holds_something_is_replaced_whole(tmp_path):
+    path = tmp_path / "step-1"
+    for name in ("old", "new"):
+        with written(path) as beside:
+            beside.mkdir()
+            (beside / name).write_text(name)
+    assert names(path) == ["new"] and names(tmp_path) == ["step-1"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_crash_left_is_not_mixed_in(tmp_path, kind):
+    path, left = tmp_path / "step-1", tmp_path / ".step-1.part"
+    if kind == "folder":
+        left.mkdir()
+        (left / "torn").write_text("half")
+    else:
+        left.write_text("half")
+    with written(path) as beside:
+        beside.mkdir()
+        (beside / "whole").write_text("all")
+    assert names(path) == ["whole"] and names(tmp_path) == ["step-1"]
+
+
+def test_a_torn_last_line_is_left_out_when_read_and_mended_when_written(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    assert read_lines(path) == []
+    write_lines(path, [{"group": 1}, ["é", None]])
+    with path.open("a") as file:
+        file.write('{"group": 2, "fa')
+    assert read_lines(path) == [{"group": 1}, ["é", None]]
+    journal = Journal(path)
+    journal.append({"group": 3})
+    assert read_lines(path) == [{"group": 1}, ["é", None], {"group": 3}]  # on disk at once
+    journal.close()
+    journal.append({"group": 4})
+    journal.close()
+    assert path.read_text().count("\n") == 4 == len(read_lines(path))
+
+
+def test_a_journal_that_begins_with_a_torn_line_begins_anew(tmp_path):
+    path = tmp_path / "notes.jsonl"
+    path.write_text('{"no')
+    journal = Journal(path)
+    with pytest.raises(ValueError):
+        journal.append(float("nan"))
+    journal.append(1)
+    journal.close()
+    assert path.read_text() == "1\n"
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "report.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert path.read_text() == '{\n  "a": 1\n}\n' and names(tmp_path) == ["report.json"]
