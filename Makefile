@@ -2,14 +2,20 @@ PYTHON ?= python3
 UV = .venv/bin/uv
 RUN = .venv/bin/python -m
 CODE = envs g1_ray jobs tests
+QUICK = tests/envs tests/rollout tests/runs tests/learner/test_loss.py tests/learner/test_samples.py tests/pipeline/test_replay_buffer.py tests/evaluation/test_play.py tests/test_*.py
 # A run starts half a dozen processes: each would compile PyTorch, transformers and vLLM again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: test install lint newest fuzz slow bench demo clean
+.PHONY: test quick install lint newest fuzz slow bench demo clean
 
 test: lint
-	$(RUN) pytest -n 2 --dist loadgroup
+	$(RUN) pytest -n 2 --dist loadgroup --durations=10
 	$(MAKE) newest
+
+# For the hand at work: under a minute and a half, no Ray, no engines.
+quick: install
+	$(RUN) ruff check $(CODE)
+	$(RUN) pytest -n 2 -q $(QUICK)
 
 install: .venv/installed
 
@@ -29,7 +35,7 @@ lint: install
 newest: install
 	test -d .venv-newest || $(UV) venv --python .venv/bin/python .venv-newest
 	$(UV) pip install --python .venv-newest/bin/python --upgrade -e . gymnasium pytest pytest-timeout hypothesis
-	.venv-newest/bin/python -m pytest tests/test_env.py tests/test_vector.py
+	.venv-newest/bin/python -m pytest tests/envs/test_env.py tests/envs/test_vector.py
 
 fuzz: install
 	$(RUN) pytest -m fuzz

@@ -19,8 +19,13 @@ class Registry(dict[str, T]):
     def find(self, name: str) -> T:
         """The thing of that name; `module:name` first imports the module that adds it. Raises `ValueError`."""
         module, _, name = name.rpartition(":")
-        if module and name not in self:
-            importlib.import_module(module)
+        try:
+            if module:
+                importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if not f"{module}.".startswith(f"{error.name}."):
+                raise  # something that the module itself imports
+            raise ValueError(f"{module}:{name}: there is no module {module!r} on the Python path") from None
         if name not in self:
             raise ValueError(f"unknown {self.sort} {name!r}{nearest(name, self)}")
         return self[name]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from g1_ray.coldstart.config import ColdstartConfig, LessonConfig, load_coldstart
 from g1_ray.files import write_text
+from g1_ray.logs import start_logging
 from jobs.options import add_config_options
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     if config.folder.exists() and not args.resume:
         raise ValueError(f"{config.folder}: there is a run already; give --resume, or another name=...")
     write_text(config.folder / "config.json", config.model_dump_json(indent=2) + "\n")
+    start_logging("coldstart", config.folder)
     for game in config.games:
         make_data(config, game)
     if not args.data_only:

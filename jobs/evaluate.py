@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     from g1_ray.evaluation.grid import variants
     from g1_ray.evaluation.job import Entry
     from g1_ray.evaluation.players import Asked, parse_game, parse_player
+    from g1_ray.logs import start_logging
 
     games = [parse_game(text) for text in args.games or game_names()]
     players = [parse_player(text) for text in args.players]
@@ -68,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as nowhere:
         out = Path(args.out or nowhere)
         evaluation = Evaluation.open(out, entries, Protocol(args.runs, args.moves, args.seed), args.lab)
+        start_logging("evaluate", out)
         if not all(map(evaluation.is_over, entries)) or args.lab:
             join(args.address)
         try:

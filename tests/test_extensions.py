@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from envs import State
 from envs.rewards import REWARDS
 from g1_ray.config import AlgorithmConfig, EngineConfig, GameConfig
-from g1_ray.engines.make import ENGINES, make_engine
+from g1_ray.engines.make import ENGINES, check_engine, make_engine
 from g1_ray.engines.weight_sync import SyncReport
 from g1_ray.evaluation.job import Answered, Entry, Job, RunOver, work
 from g1_ray.evaluation.players import KINDS, parse_game, parse_player
@@ -235,3 +235,18 @@ def test_a_reward_of_ones_own_is_what_moves_earn(module):
     assert any(move.gain for move in over.run.moves)
     with pytest.raises(ValidationError, match="unknown reward 'mien'; did you mean 'mine'"):
         GameConfig(game="2048", reward="my_rewards:mien")
+
+
+@pytest.mark.parametrize(
+    "find",
+    [
+        lambda: GameConfig(game="2048", reward="nomodule:x"),
+        lambda: parse_game("nomodule:x"),
+        lambda: parse_game("2048?reward=nomodule:x"),
+        lambda: parse_player("numpy.nothing:x"),
+        lambda: check_engine("numpy.nothing:x"),
+    ],
+)
+def test_a_module_that_is_not_there_is_named_in_a_line(find):
+    with pytest.raises(ValueError, match="there is no module '(nomodule|numpy.nothing)' on the Python path"):
+        find()

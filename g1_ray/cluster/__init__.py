@@ -1,5 +1,3 @@
-"""The machines that a run works on: joined or started, and whether it fits on them.
+"""The machines: a config and nodes come in, a joined cluster, needs and a placement, or what helps, go out.
 
-A config and nodes come in; needs of memory, a placement or an error that says what helps go out.
-May import the ground floor, models, config and engines.
-"""
+May import the ground floor, models, config and engines."""

@@ -1,5 +1,3 @@
-"""The supervised stage of G1, before reinforcement learning.
+"""The supervised stage of G1: a teacher's answers come in (`examples`, `dataset`), a tuned model goes out (`sft`).
 
-A teacher's answers with the true board come in (`examples`, `dataset`), a fine-tuned model goes out (`sft`).
-May import every wing up to evaluation.
-"""
+May import every wing up to evaluation."""

@@ -1,5 +1,3 @@
-"""Who answers prompts.
+"""Who answers: requests and weights come in, completions with policy versions go out. `make` knows the kinds.
 
-Requests come in, completions with log-probabilities and policy versions go out; weights come in between two tokens.
-`make` is the one place that knows the kinds. May import the ground floor, models and config.
-"""
+May import the ground floor, models and config."""

@@ -1,5 +1,3 @@
-"""How good a player is, and why.
+"""How good a player is, and why: players and games come in, runs, tables, clips, the lab's findings go out.
 
-Players and games come in, runs of moves are played, tables, clips and the lab's findings go out.
-May import every wing up to here: models, config, runs, rollout, engines, learner, cluster.
-"""
+May import every wing up to cluster."""

@@ -8,7 +8,7 @@ What is in the folder is not played again, and no answer in it is asked for agai
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -21,6 +21,7 @@ from g1_ray.evaluation.lab import Lab
 from g1_ray.evaluation.play import Run
 from g1_ray.evaluation.players import Asked, Classic, Model
 from g1_ray.evaluation.results import Result, result_of
+from g1_ray.logs import start_logging
 
 log = logging.getLogger(__name__)
 CHUNK = 10
@@ -142,6 +143,12 @@ def can_be_examined(entry: Entry) -> bool:
     return isinstance(entry.player, Asked) and entry.player.in_lab
 
 
+def _work(job: Job, folder: Path) -> Iterator[list[News]]:
+    """A job in a process of its own."""
+    start_logging(job.entries[0].player.kind, folder)
+    yield from work(job)
+
+
 def play_all(evaluation: Evaluation, tell: Callable[[Entry | None], None], timeout_s: float = 3600.0) -> None:
     """Plays what is left, as Ray tasks on the cluster that this process is connected to.
 
@@ -152,10 +159,12 @@ def play_all(evaluation: Evaluation, tell: Callable[[Entry | None], None], timeo
     import ray
 
     gpus = float(ray.cluster_resources().get("GPU", 0))
-    task = ray.remote(work)
+    task = ray.remote(_work)
     options = {"num_returns": "streaming", "max_retries": 0, "runtime_env": {"env_vars": PROCESS_ENV}}
-    jobs = evaluation.jobs(gpus)
-    streams = [task.options(**options, **job.entries[0].player.needs(gpus)).remote(job) for job in jobs]
+    streams = [
+        task.options(**options, **job.entries[0].player.needs(gpus)).remote(job, evaluation.folder.path)
+        for job in evaluation.jobs(gpus)
+    ]
     while streams:
         ready, _ = ray.wait(streams, num_returns=1, timeout=timeout_s)
         if not ready:

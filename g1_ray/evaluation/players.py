@@ -172,7 +172,10 @@ class Model(Asked):
     def _check(self) -> "Model":
         if not is_adapter(self.what):
             model_path(self.what, "what")
-        checked = EngineConfig(**self.engine)
+        try:
+            checked = EngineConfig(**self.engine)
+        except ValidationError as error:
+            raise ValueError(explain(error, EngineConfig, "engine", ())) from None
         object.__setattr__(self, "engine", {key: getattr(checked, key) for key in self.engine})
         return self
 
@@ -288,7 +291,9 @@ def parse_player(text: str) -> "Player":
 def _kind_of(what: str) -> tuple[str, str]:
     """The kind of a player, and what it is without its kind's name."""
     head, colon, rest = what.partition(":")
-    if what.startswith(("http://", "https://")):
+    if "://" in what:
+        if not what.startswith(("http://", "https://")):
+            raise ValueError(f"{what!r}: the URL of an endpoint begins with http:// or https://")
         return "endpoint", what
     if colon and head in KINDS:
         return head, rest

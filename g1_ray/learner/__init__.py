@@ -1,5 +1,3 @@
-"""What makes a new policy of groups.
+"""What makes a new policy: groups become samples, packs, an optimizer step; weights and checkpoints go out.
 
-Groups come in and become samples (`samples`), packs (`packs`) and an optimizer step (`learner`); weights and
-checkpoints go out. May import the ground floor, models, config, runs and rollout.
-"""
+May import the ground floor, models, config, runs and rollout."""

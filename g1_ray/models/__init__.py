@@ -1,5 +1,3 @@
-"""Models, all but how they are trained: which one a name means, prompts and pictures as it takes them, the tiny ones.
+"""Models, all but their training: a name comes in (`find`), a state goes out as ids and pixels (`chat`, `pixels`).
 
-A name or folder comes in (`find`); a state goes out as token ids and pixel values (`chat`, `pixels`).
-May import envs and the modules of g1_ray's ground floor (types, seeds, files, tables, grammar, config_text).
-"""
+May import envs and the ground floor (types, seeds, files, logs, tables, grammar, config_text)."""

@@ -1,4 +1,3 @@
-"""A training run: the two graphs, the actors they join, the buffer in which they meet, the loop that drives them.
+"""A training run: two graphs, their actors, the buffer, the loop; a config comes in, a run folder goes out.
 
-A config comes in; a run folder and a policy go out. May import every wing up to evaluation.
-"""
+May import every wing up to evaluation."""

@@ -1,5 +1,3 @@
-"""What happened, for people and for other tools.
+"""What happened, for people and other tools: a folder comes in, a page, data sets, logs, an explanation go out.
 
-The folder of a run or an evaluation comes in; a page, data sets, inspect-ai's logs or an explanation go out.
-May import every wing up to evaluation.
-"""
+May import every wing up to evaluation."""

@@ -1,5 +1,3 @@
-"""The games as the pipeline plays them.
+"""The games as they are played: tickets become prompts, completions become turns, judged (`judge`, `referee`).
 
-Tickets come in and become prompts; completions come in and become turns, judged (`judge`) and rewarded (`referee`).
-May import the ground floor, models, config and runs.
-"""
+May import the ground floor, models, config and runs."""

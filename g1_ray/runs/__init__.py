@@ -1,5 +1,3 @@
-"""What a run leaves behind, and how it is read again.
+"""What a run leaves behind: groups, metrics, checkpoints come in (`run_folder`), rows and curves go out (`reading`).
 
-Metrics, fates, groups and checkpoints come in, a folder is what they become (`run_folder`); readers of any folder get
-rows, games, curves and pictures out of it. May import the ground floor, models and config.
-"""
+May import the ground floor, models and config."""

@@ -1,9 +1,9 @@
-"""The folder of a run, design section 6: all that is left of it afterwards, and all that it needs to go on.
+"""The folder of a run: all that is left of it afterwards, and all that it needs to go on.
 
     config.json                  as resolved, every default filled in
     metrics.jsonl, tensorboard/  a line for each step
     ledger.jsonl                 a line for each group that came to an end, and one for each checkpoint
-    trajectories/*.parquet       a row for each turn: g1_ray/trajectories.py
+    trajectories/*.parquet       a row for each turn: g1_ray/runs/trajectories.py
     checkpoints/step-N/          the newest ones
     trace.jsonl, notes.jsonl     when each tick ran; what was out of the ordinary, tracebacks whole
     logs/*.log                   of each process

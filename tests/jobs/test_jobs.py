@@ -5,10 +5,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from envs import game_names, game_spec
+from envs import Codec, Task, game_names, game_spec
 from jobs.__main__ import COMMANDS, main
 from jobs.games import page
 
@@ -105,7 +106,7 @@ def test_playing_by_hand(monkeypatch, capsys, tmp_path):
 def test_a_game_in_another_module_is_found_by_module_and_name(tmp_path, monkeypatch, capsys):
     """The complete example of the docs, run as a user would."""
     text = (Path(__file__).parents[2] / "docs" / "new_game.md").read_text()
-    code = text.split("```python\n")[1].split("```")[0]
+    code = "\n\n".join(part.split("```")[0] for part in text.split("```python\n")[1:])
     (tmp_path / "maze.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setitem(sys.modules, "maze", None)  # to be put back: other tests expect that there is none
@@ -119,3 +120,7 @@ def test_a_game_in_another_module_is_found_by_module_and_name(tmp_path, monkeypa
     data = env.game.snapshot()
     env.game.restore(data)
     assert env.game.snapshot() == data
+    from envs.teacher import Oracle
+
+    lesson = Oracle(Task.make("maze"), err=0.0).answer(env.game, np.random.default_rng(0))
+    assert lesson.action in env.game.legal_actions() and Codec(Task.make("maze")).read(lesson.text).well_formed

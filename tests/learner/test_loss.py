@@ -191,12 +191,7 @@ def test_sequence_ratio_equals_trl():
     weights = 1 / (6 * inputs["completion_mask"].sum(1, keepdim=True))
     ours = our_loss(inputs, logprobs, weights, 0.0, ratio="sequence", clip_low=0.05, clip_high=0.05)
     theirs = trl_loss(
-        inputs,
-        logprobs,
-        importance_sampling_level="sequence",
-        loss_type="grpo",
-        epsilon_low=0.05,
-        epsilon_high=0.05,
+        inputs, logprobs, importance_sampling_level="sequence", loss_type="grpo", epsilon_low=0.05, epsilon_high=0.05
     )
     assert_same(inputs, logprobs, ours, theirs)
 
