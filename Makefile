@@ -2,7 +2,9 @@ PYTHON ?= python3
 UV = .venv/bin/uv
 RUN = .venv/bin/python -m
 CODE = envs g1_ray jobs tests
-QUICK = tests/envs tests/rollout tests/runs tests/learner/test_loss.py tests/learner/test_samples.py tests/pipeline/test_replay_buffer.py tests/evaluation/test_play.py tests/test_*.py
+QUICK = tests/rollout tests/runs $(patsubst %,tests/%.py,$(addprefix envs/test_,codec core env g2048 shisen swap teacher) \
+	$(addprefix test_,config extensions files logs wings) learner/test_loss learner/test_samples pipeline/test_replay_buffer \
+	evaluation/test_play)
 # A run starts half a dozen processes: each would compile PyTorch, transformers and vLLM again.
 unexport PYTHONDONTWRITEBYTECODE
 

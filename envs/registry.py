@@ -20,7 +20,7 @@ class Registry(dict[str, T]):
         """The thing of that name; `module:name` first imports the module that adds it. Raises `ValueError`."""
         module, _, name = name.rpartition(":")
         try:
-            if module:
+            if module and name not in self:
                 importlib.import_module(module)
         except ModuleNotFoundError as error:
             if not f"{module}.".startswith(f"{error.name}."):
