@@ -30,6 +30,7 @@ class VLMGymVectorEnv(VectorEnv[Any, Any, Any]):
 
     metadata = {**VLMGymEnv.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}
 
+    # Options by name, as `gymnasium.make_vec` passes them on: those of `VLMGymEnv`.
     def __init__(
         self,
         num_envs: int,

@@ -289,28 +289,21 @@ def _perfect_matching(pairs: list[tuple[int, int]], tiles: int) -> list[tuple[in
 
 _LEVELS = tuple({"rows": side, "cols": side} for side in (4, 6, 8, 12))
 _PAPER = {"rows": 6, "cols": 6, "copies": 4, "horizon": 100}
-register_game(
-    GameSpec(
-        name="shisen",
-        game_type=ShisenSho,
-        summary="take away pairs of equal shapes",
-        perception={"tiles": "shapes"},
-        presets={"paper": ({**_PAPER, "kinds": 36}, {"tiles": "shapes", "colors": 6, "shapes": 6})},
-        levels=_LEVELS,
-        gym_name="ShisenSho",
+
+
+def _register(
+    name: str, summary: str, tiles: str, gym_name: str, **presets: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
+    look = {"tiles": tiles}
+    register_game(
+        GameSpec(name, ShisenSho, summary, perception=look, presets=presets, levels=_LEVELS, gym_name=gym_name)
     )
-)
-register_game(
-    GameSpec(
-        name="shisen-photos",
-        game_type=ShisenSho,
-        summary="take away pairs of photos of one class",
-        perception={"tiles": "photos"},
-        presets={
-            "paper": ({**_PAPER, "kinds": 10}, {"tiles": "cifar10"}),
-            "procedural": ({**_PAPER, "kinds": 10}, {"tiles": "photos"}),
-        },
-        levels=_LEVELS,
-        gym_name="ShisenShoPhotos",
-    )
-)
+
+
+_SIX = ({**_PAPER, "kinds": 36}, {"tiles": "shapes", "colors": 6, "shapes": 6})
+_CIFAR, _PROCEDURAL = (({**_PAPER, "kinds": 10}, {"tiles": tiles}) for tiles in ("cifar10", "photos"))
+_register("shisen", "take away pairs of equal shapes", "shapes", "ShisenSho", paper=_SIX)
+_register(
+    "shisen-photos", "take away pairs of photos of one class", "photos", "ShisenShoPhotos",
+    paper=_CIFAR, procedural=_PROCEDURAL,
+)  # fmt: skip

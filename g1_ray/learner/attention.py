@@ -88,6 +88,9 @@ def _gather(rows: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     return F.embedding(rows, states)
 
 
+# Both have the arguments with which transformers' registry calls an attention.
+
+
 def _segments_forward(
     module: torch.nn.Module,
     query: torch.Tensor,

@@ -8,14 +8,13 @@ import shutil
 
 import numpy as np
 import pytest
-from folders import GAMES, answers, config_in, groups_of, turn_of, write_evaluation
+from folders import GAMES, answers, config_in, turn_of
 from PIL import Image
 
 from envs import State
 from envs.rewards import reward_table
-from g1_ray.report import sheets
-from g1_ray.report.rollouts import evenly, read_evaluation, read_training
-from g1_ray.report.write import tables, write_report
+from g1_ray.report.rollouts import read_evaluation, read_training
+from g1_ray.report.write import write_report
 from g1_ray.rollout.referee import Referee
 from g1_ray.runs.run_folder import RunFolder
 from g1_ray.types import Group, Rollout, Ticket
@@ -23,23 +22,6 @@ from jobs.__main__ import main
 
 ARGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
         "--disable-component-update", "--disable-sync"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """The folder of a training run with an evaluation and a lab in it."""
-    config = config_in(tmp_path_factory.mktemp("runs"))
-    folder = RunFolder.open(config)
-    for group in groups_of(config, 8):
-        folder.keep_group(group)
-    for step in range(1, 41):
-        names = ("reward", "p_acc", "r_acc")
-        metrics = {f"{game.name}/{name}": 0.5 + step / 100 for game in config.games for name in names}
-        folder.log(step, metrics | ({"moved/lab_true_perception": step / 40} if step % 10 == 0 else {}))
-    folder.write_report({"issued": 8, "trained": 8, "dropped": 0, "quarantined": 0, "in_flight": 0}, 60.0)
-    folder.close()
-    write_evaluation(folder.path / "eval", config)
-    return folder.path
 
 
 @pytest.fixture(scope="module")
@@ -343,40 +325,6 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path, open_page):
     folder.close()
     page = open_page(write_report(folder.path, workers=1))
     assert texts(page, "#parts a") == ["Summary", "Curves"] and texts(page, "#charts h3") == ["reward"]
-
-
-def test_several_processes_make_the_same_page(run, tmp_path):
-    played, _ = read_training(run / "trajectories", 1000, True)
-    rewards = {"2048": "ternary", "moved": "ternary"}
-    some = played * 4
-    assert sheets.pack_page(some, rewards, workers=2).blocks == sheets.pack_page(some, rewards).blocks
-
-
-def test_sheets_that_are_full_take_fewer_rollouts(run, monkeypatch):
-    played, _ = read_training(run / "trajectories", 1000, True)
-    monkeypatch.setattr(sheets, "SHEET_PIXELS", 28 * 28 * 12)
-    packed = sheets.pack_page(played, {})
-    kept = len(packed.listed["rollouts"]["game"])
-    assert 0 < kept < len(played) and all(len(task["kinds"]) <= 12 for task in packed.tasks)
-
-
-def test_rollouts_are_drawn_evenly_and_groups_stay_whole(run):
-    assert (
-        evenly(10, 4).tolist() == [0, 3, 6, 9] and evenly(3, 10).tolist() == [0, 1, 2] and evenly(0, 5).tolist() == []
-    )
-    played, total = read_training(run / "trajectories", 24, True)
-    assert total == 48 and [p.place for p in played] == [*range(6)] * 4
-    assert sorted({p.number for p in played})[::3] == [10, 17]
-
-
-def test_results_are_tables_whatever_their_columns():
-    mean = {"score": [1.0, 0.5, 2.0], "none": None, "broken": [1.0, float("nan"), 2.0]}
-    rows = [{"game": "a", "player": "x", **mean}, {"game": "a", "player": "y", "won": 3, "causes": {"malformed": 0.25}}]
-    (first,) = tables(rows)
-    assert first["columns"] == ["player", "score", "won", "causes"]
-    assert first["rows"] == [["x", [1.0, 0.5, 2.0], None, None], ["y", None, 3, "malformed 0.25"]]
-    assert [t["title"] for t in tables([{"game": "a", "x": 1}, {"game": "b", "x": 2}])] == ["a", "b"]
-    assert tables(None) == []
 
 
 @pytest.mark.slow

@@ -1,0 +1,21 @@
+import pytest
+from folders import config_in, groups_of, write_evaluation
+
+from g1_ray.runs.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a training run with an evaluation and a lab in it."""
+    config = config_in(tmp_path_factory.mktemp("runs"))
+    folder = RunFolder.open(config)
+    for group in groups_of(config, 8):
+        folder.keep_group(group)
+    for step in range(1, 41):
+        names = ("reward", "p_acc", "r_acc")
+        metrics = {f"{game.name}/{name}": 0.5 + step / 100 for game in config.games for name in names}
+        folder.log(step, metrics | ({"moved/lab_true_perception": step / 40} if step % 10 == 0 else {}))
+    folder.write_report({"issued": 8, "trained": 8, "dropped": 0, "quarantined": 0, "in_flight": 0}, 60.0)
+    folder.close()
+    write_evaluation(folder.path / "eval", config)
+    return folder.path

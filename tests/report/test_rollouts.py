@@ -1,0 +1,39 @@
+"""What a page has of a run's rollouts and results, without a browser."""
+
+from g1_ray.report import sheets
+from g1_ray.report.rollouts import evenly, read_training
+from g1_ray.report.write import tables
+
+
+def test_several_processes_make_the_same_page(run, tmp_path):
+    played, _ = read_training(run / "trajectories", 1000, True)
+    rewards = {"2048": "ternary", "moved": "ternary"}
+    some = played * 4
+    assert sheets.pack_page(some, rewards, workers=2).blocks == sheets.pack_page(some, rewards).blocks
+
+
+def test_sheets_that_are_full_take_fewer_rollouts(run, monkeypatch):
+    played, _ = read_training(run / "trajectories", 1000, True)
+    monkeypatch.setattr(sheets, "SHEET_PIXELS", 28 * 28 * 12)
+    packed = sheets.pack_page(played, {})
+    kept = len(packed.listed["rollouts"]["game"])
+    assert 0 < kept < len(played) and all(len(task["kinds"]) <= 12 for task in packed.tasks)
+
+
+def test_rollouts_are_drawn_evenly_and_groups_stay_whole(run):
+    assert (
+        evenly(10, 4).tolist() == [0, 3, 6, 9] and evenly(3, 10).tolist() == [0, 1, 2] and evenly(0, 5).tolist() == []
+    )
+    played, total = read_training(run / "trajectories", 24, True)
+    assert total == 48 and [p.place for p in played] == [*range(6)] * 4
+    assert sorted({p.number for p in played})[::3] == [10, 17]
+
+
+def test_results_are_tables_whatever_their_columns():
+    mean = {"score": [1.0, 0.5, 2.0], "none": None, "broken": [1.0, float("nan"), 2.0]}
+    rows = [{"game": "a", "player": "x", **mean}, {"game": "a", "player": "y", "won": 3, "causes": {"malformed": 0.25}}]
+    (first,) = tables(rows)
+    assert first["columns"] == ["player", "score", "won", "causes"]
+    assert first["rows"] == [["x", [1.0, 0.5, 2.0], None, None], ["y", None, 3, "malformed 0.25"]]
+    assert [t["title"] for t in tables([{"game": "a", "x": 1}, {"game": "b", "x": 2}])] == ["a", "b"]
+    assert tables(None) == []
