@@ -1,7 +1,6 @@
 """Speed of the environments on one core, each figure beside `np.copyto` of equal bytes measured in the same run."""
 
 import argparse
-import json
 import os
 import platform
 import time
@@ -12,9 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from envs import Task, VLMGymEnv, VLMGymVectorEnv
-from envs.core import Game
+from envs import State, Task, VLMGymEnv, VLMGymVectorEnv
 from envs.drawing import Renderer
+from envs.players import random_legal
+from g1_ray.files import write_json
 from g1_ray.seeds import seed_of
 
 Row = dict[str, Any]
@@ -36,8 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     for row in rows:
         print(f"{row['what']:<{width}}  " + "   ".join(f"{k} {_show(v)}" for k, v in row.items() if k != "what"))
     if args.json:
-        result = {"python": platform.python_version(), "numpy": np.__version__, "rows": rows}
-        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+        about = {"python": platform.python_version(), "numpy": np.__version__}
+        write_json(Path(args.json), {**about, "rows": rows}, indent=1)
     return 0
 
 
@@ -74,12 +74,6 @@ CASES = {
 }
 
 
-def _started(task: Task) -> Game:
-    game = task.new_game()
-    game.reset(0)
-    return game
-
-
 def _copy_s(renderer: Renderer) -> Callable[[], None]:
     source, target = np.ones(renderer.shape, np.uint8), np.zeros(renderer.shape, np.uint8)
     return lambda: np.copyto(target, source)
@@ -87,7 +81,7 @@ def _copy_s(renderer: Renderer) -> Callable[[], None]:
 
 def frame(name: str, task: Task) -> Row:
     """A whole frame from a board, into a standing array and into a new one."""
-    game, renderer = _started(task), task.renderer
+    game, renderer = State.start(task, 0).game(), task.renderer
     board, looks, out = game.perception(), game.looks, np.zeros(renderer.shape, np.uint8)
     copy, full, fresh = seconds(
         _copy_s(renderer), lambda: renderer.draw(board, looks, out), lambda: renderer.draw(board, looks)
@@ -133,8 +127,7 @@ def _playlist(task: Task) -> tuple[list[int], list[list[int]]]:
         game.reset(seeds[-1])
         actions.append([])
         while not game.over:
-            legal = game.legal_actions()
-            actions[-1].append(legal[int(rng.random() * len(legal))])
+            actions[-1].append(random_legal(game, rng))
             game.step(actions[-1][-1])
         made += len(actions[-1])
     return seeds, actions
@@ -181,7 +174,7 @@ def logic(num: int = 1024, moves: int = 100) -> list[Row]:
         }
     ]
     for side in (6, 12):
-        game = _started(Task.make("shisen", reasoning={"rows": side, "cols": side}))
+        game = State.start(Task.make("shisen", reasoning={"rows": side, "cols": side}), 0).game()
         (one,) = seconds(game._find_legal)
         rows.append({"what": f"legal actions of shisen {side}x{side}", "ms": one * 1e3})
     return rows
@@ -203,7 +196,7 @@ def pixel_values(name: str, task: Task) -> Row | None:
     if task.perception.patch != 28:  # Qwen2-VL's processor would resize it
         return None
     torch.set_num_threads(1)
-    game = _started(task)
+    game = State.start(task, 0).game()
     board, looks = game.perception(), game.looks
     array = task.renderer.draw(board, looks)
     picture = Image.fromarray(array)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from envs import Codec, GameSpec, Perception, Task, game_names, game_spec
+from envs import Codec, GameSpec, Perception, State, Task, game_names, game_spec
 from envs.options import Options, bounds
 from envs.task import PERCEPTION_LEVELS
 
@@ -84,8 +84,7 @@ def _level(spec: GameSpec, reasoning: int, perception: int) -> Task:
 
 def _specimen(task: Task) -> Image.Image:
     """A board some way into an episode, so that there is something to see."""
-    game = task.new_game()
-    game.reset(1)
+    game = State.start(task, 1).game()
     for _ in range(40 if game.actions.num == 4 else game.rows * game.cols // 6):
         before = game.snapshot()
         game.step(game.oracle())
@@ -108,8 +107,7 @@ def write_docs(folder: Path) -> None:
 def page(spec: GameSpec) -> str:
     """The documentation page of a game."""
     task = Task.make(spec.name)
-    codec, game = Codec(task), task.new_game()
-    game.reset(1)
+    codec, game = Codec(task), State.start(task, 1).game()
     answer = codec.write(game.perception(), "...", game.oracle())
     return f"""<!-- Written by `g1-ray games --docs docs/games`; edit the code instead. -->
 # {spec.name}: {spec.summary}

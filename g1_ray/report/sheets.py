@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from envs import Task
+from envs import State, Task
 from envs.core import Board, Looks
 from g1_ray.evaluation.confusion import Told
 from g1_ray.report.rollouts import SeenState, ShownRollout, evenly, look_at
@@ -81,8 +81,7 @@ class Sheet:
     def about(self) -> dict[str, Any]:
         """What the page has to know to put pictures together."""
         renderer = self.task.renderer
-        game = self.task.new_game()
-        game.reset(0)
+        game = State.start(self.task, 0).game()
         picture, shift = self.task.draw(game), renderer.shift(game.looks)
         return {
             "name": self.task.name,
