@@ -154,9 +154,9 @@ def test_vllms_server_is_played_with_through_bad_days(tmp_path):
     names = ["429", "500", "stall", "cut", "empty", "no choices", "hang up"]
     faults = {5 + 8 * i: name for i, name in enumerate(names)}
     with vllm_serving(MODELS / "tiny-coldstart", tmp_path / "vllm.log") as target:
-        flaky = Flaky(target, faults, stall_s=8)
+        flaky = Flaky(target, faults, stall_s=25)  # far beyond the time-out, which is far beyond a slow answer
         with serving(flaky) as url:
-            played = evaluation(url, tmp_path, runs=4, moves=20, timeout_s=5, temperature=0, concurrency=4)
+            played = evaluation(url, tmp_path, runs=4, moves=20, timeout_s=20, temperature=0, concurrency=4)
             play_through(played)
     assert not played.failed
     (result,) = played.results()
