@@ -70,11 +70,11 @@ def main(argv: list[str] | None = None) -> int:
         out = Path(args.out or nowhere)
         evaluation = Evaluation.open(out, entries, Protocol(args.runs, args.moves, args.seed), args.lab)
         start_logging("evaluate", out)
-        if not all(map(evaluation.is_over, entries)) or args.lab:
-            join(args.address)
         try:
-            with Show(evaluation) as show:
-                play_all(evaluation, show)
+            if args.lab or not all(map(evaluation.is_over, entries)):
+                join(args.address)
+                with Show(evaluation) as show:
+                    play_all(evaluation, show)
         finally:
             evaluation.folder.close()
         finish(evaluation, args, out)

@@ -14,7 +14,10 @@ import pytest
 pytest.importorskip("ray")
 
 from g1_ray.config import GameConfig  # noqa: E402
+from g1_ray.evaluation.evaluation import Evaluation  # noqa: E402
+from g1_ray.evaluation.folder import Protocol  # noqa: E402
 from g1_ray.evaluation.grid import variants  # noqa: E402
+from g1_ray.evaluation.job import Entry, Job, RunOver, work  # noqa: E402
 from g1_ray.evaluation.moves import read_runs  # noqa: E402
 from g1_ray.evaluation.players import parse_game, parse_player  # noqa: E402
 from jobs.__main__ import main  # noqa: E402
@@ -142,7 +145,6 @@ def test_an_adapter_is_merged_into_its_model(tmp_path):
     import torch
     from transformers import AutoModelForImageTextToText
 
-    from g1_ray.evaluation.job import Entry, Job, RunOver, work
     from g1_ray.evaluation.play import Run
     from g1_ray.models.find import MODELS, merge_adapter
 
@@ -192,3 +194,17 @@ def test_a_recording_of_another_game_is_refused(ray_cluster, tmp_path, capsys):
     argv = ["--games", SMALL[0], "--players", f"human:{record}", "--runs", "1", "--moves", "5"]
     assert evaluate(*argv) == 2 and "played on another game" in capsys.readouterr().err
     assert evaluate(*argv[:-3], "2", "--moves", "5") == 2
+
+
+def test_what_is_all_there_is_told_again_without_a_cluster(tmp_path, monkeypatch, capsys):
+    game, player = parse_game("2048"), parse_player("oracle")
+    evaluation = Evaluation.open(tmp_path, [Entry(game, player)], Protocol(2, 3))
+    for job in evaluation.jobs():
+        for batch in work(job):
+            for news in batch:
+                evaluation.hear(news)
+    evaluation.folder.close()
+    monkeypatch.setattr("g1_ray.cluster.join.join", lambda address: pytest.fail("nothing is left to play"))
+    command = ["evaluate", "--games", "2048", "--players", "oracle", "--runs", "2", "--moves", "3", "--out"]
+    assert main([*command, str(tmp_path)]) == 0
+    assert "oracle" in capsys.readouterr().out
