@@ -71,9 +71,10 @@ def main(argv: list[str] | None = None) -> int:
         evaluation = Evaluation.open(out, entries, Protocol(args.runs, args.moves, args.seed), args.lab)
         start_logging("evaluate", out)
         try:
-            if args.lab or not all(map(evaluation.is_over, entries)):
+            if left := args.lab or not all(map(evaluation.is_over, entries)):
                 join(args.address)
-                with Show(evaluation) as show:
+            with Show(evaluation) as show:
+                if left:
                     play_all(evaluation, show)
         finally:
             evaluation.folder.close()
