@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import sys
 from typing import TypeVar
 
 from envs.options import nearest
@@ -20,7 +21,7 @@ class Registry(dict[str, T]):
         """The thing of that name; `module:name` first imports the module that adds it. Raises `ValueError`."""
         module, _, name = name.rpartition(":")
         try:
-            if module and name not in self:
+            if module and (name not in self or module not in sys.modules):
                 importlib.import_module(module)
         except ModuleNotFoundError as error:
             if not f"{module}.".startswith(f"{error.name}."):

@@ -8,6 +8,7 @@ import importlib
 import json
 import pkgutil
 import struct
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -170,10 +171,11 @@ class Task:
     def from_json(cls, text: str) -> Self:
         """The task that `to_json` wrote. Unlike `make`, it imports nothing: data does not say which code to run."""
         values = json.loads(text)
-        name = values["game"].rpartition(":")[2]
+        module, _, name = values["game"].rpartition(":")
         if name not in GAMES:
             raise ValueError(f"unknown game {name!r}{nearest(name, GAMES)}; import the module that registers it first")
-        return cls.make(values["game"], reasoning=values["reasoning"], perception=values["perception"])
+        game = values["game"] if module in sys.modules else name
+        return cls.make(game, reasoning=values["reasoning"], perception=values["perception"])
 
 
 def _merge(

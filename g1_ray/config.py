@@ -62,12 +62,11 @@ class GameConfig(Section):
     name: str = Field("", description="what it is called in metrics; default: the game's name")
     ratio: float = Field(1.0, gt=0, description="share of the groups, relative to the other games")
     reward: str = Field("ternary", description="reward of a move, from envs.rewards")
-    states: "StatesConfig" = StatesConfig()
+    states: StatesConfig = StatesConfig()
 
     @model_validator(mode="after")
     def _check(self) -> "GameConfig":
         reward_named(self.reward)
-        check_module(self.game)
         self.task()
         if not self.name:
             object.__setattr__(self, "name", self.game.rpartition(":")[2])
@@ -239,15 +238,15 @@ class RunConfig(Section):
         ("tensorboard",), description="where metrics go beside metrics.jsonl"
     )
     model: ModelConfig
-    games: "tuple[GameConfig, ...]" = Field(min_length=1)
+    games: tuple[GameConfig, ...] = Field(min_length=1)
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     learner: LearnerConfig = LearnerConfig()
-    engine: "EngineConfig" = EngineConfig()
+    engine: EngineConfig = EngineConfig()
     asynchrony: AsyncConfig = AsyncConfig()
-    eval: "EvalConfig" = EvalConfig()
+    eval: EvalConfig = EvalConfig()
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
@@ -285,7 +284,7 @@ class RunConfig(Section):
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> "RunConfig":
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The run that a TOML file, or the config.json of a run folder, describes; `path` is such a file.
 
     An override is `games.0.ratio=2`. Its value is TOML, and what is not TOML is text. Raises
@@ -357,7 +356,7 @@ def _value(text: str, override: str) -> Any:
         return text
 
 
-def check_software(config: "RunConfig") -> None:
+def check_software(config: RunConfig) -> None:
     """Raises `ValueError` where the run needs something that is not installed, engines aside."""
     for tracker in config.trackers:
         module = {"tensorboard": "tensorboardX", "wandb": "wandb"}[tracker]

@@ -15,7 +15,7 @@ from g1_ray.config import AlgorithmConfig, EngineConfig, GameConfig
 from g1_ray.engines.make import ENGINES, check_engine, make_engine
 from g1_ray.engines.weight_sync import SyncReport
 from g1_ray.evaluation.job import Answered, Entry, Job, RunOver, work
-from g1_ray.evaluation.players import KINDS, parse_game, parse_player
+from g1_ray.evaluation.players import KINDS, Chooser, parse_game, parse_player
 from g1_ray.learner.learner import Learner
 from g1_ray.learner.loss import LOSSES
 from g1_ray.learner.samples import batch_of
@@ -250,3 +250,12 @@ def test_a_reward_of_ones_own_is_what_moves_earn(module):
 def test_a_module_that_is_not_there_is_named_in_a_line(find):
     with pytest.raises(ValueError, match="there is no module '(nomodule|numpy.nothing)' on the Python path"):
         find()
+
+
+def test_a_name_of_ones_own_is_not_taken_for_the_one_that_ships(module, monkeypatch):
+    monkeypatch.setitem(REWARDS, "score", REWARDS["score"])  # to be put back
+    module("my_scores", "from envs.rewards import REWARDS\nREWARDS['score'] = lambda outcome: 42.0\n")
+    ships = REWARDS.find("score")
+    assert REWARDS.find("my_scores:score") is not ships and REWARDS.find("my_scores:score")(None) == 42.0
+    with pytest.raises(TypeError, match="abstract.*choose"):
+        Chooser(kind="mine", what="x")

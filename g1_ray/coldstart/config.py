@@ -67,7 +67,7 @@ class ColdstartConfig(Section):
     seed: int = Field(0, ge=0)
     model: str = Field(description="folder or Hugging Face name; 'tiny-base' ships with g1_ray")
     workers: int = Field(0, ge=0, description="processes that make examples; 0: one a core")
-    teacher: "TeacherConfig" = TeacherConfig()
+    teacher: TeacherConfig = TeacherConfig()
     games: tuple[LessonConfig, ...] = Field(min_length=1)
     sft: SftConfig = SftConfig()
 
@@ -84,7 +84,7 @@ class ColdstartConfig(Section):
         return Path(self.out).expanduser() / self.name
 
 
-def load_coldstart(path: str | Path, overrides: Sequence[str] = ()) -> "ColdstartConfig":
+def load_coldstart(path: str | Path, overrides: Sequence[str] = ()) -> ColdstartConfig:
     """The cold start that a TOML file describes, with overrides such as `sft.batch_size=32`.
 
     Raises `ValueError` of at most three lines.

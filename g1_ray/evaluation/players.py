@@ -13,6 +13,7 @@ import functools
 import os
 import re
 import tempfile
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +26,7 @@ from envs import PLAYERS, Game, Perception, State, Task, game_spec
 from envs.codec import prompt_of
 from envs.options import nearest
 from envs.players import Choose
-from envs.registry import Registry, check_module
+from envs.registry import Registry
 from g1_ray.config import EngineConfig, GameConfig, Section
 from g1_ray.config_text import explain
 from g1_ray.engines.make import default_kind, make_engine
@@ -73,9 +74,9 @@ class Player(Section):
 class Chooser(Player):
     """A player that looks at the game itself."""
 
+    @abstractmethod
     def choose(self, task: Task, seed: int) -> Choose:
         """What plays the run of a seed."""
-        raise NotImplementedError
 
 
 class Opened(NamedTuple):
@@ -99,11 +100,11 @@ class Asked(Player):
         return self.name
 
     @classmethod
+    @abstractmethod
     def opened(
         cls, players: Sequence[Any], tasks: Sequence[Task], gpus: float
     ) -> contextlib.AbstractAsyncContextManager[Opened]:
         """Opens what `shared` players answer from; `tasks` are the games that they will be asked about."""
-        raise NotImplementedError
 
 
 class Classic(Chooser):
@@ -265,18 +266,18 @@ class EndpointPlayer(EndpointConfig, Asked):
         endpoint, loop = Endpoint(players[0]), asyncio.get_running_loop()
         with ThreadPoolExecutor(players[0].concurrency) as pool:
 
-            async def ask(player: "Asked", question: Question) -> Reply:
+            async def ask(player: Asked, question: Question) -> Reply:
                 prompt = prompt_of(question.state.task)
                 return await loop.run_in_executor(pool, endpoint.ask, question.state, prompt, question.sampling_seed)
 
             yield Opened(ask, troubles=functools.partial(dict, endpoint.troubles))
 
 
-KINDS: "Registry[type[Player]]" = Registry("kind of player", classic=Classic, human=Human, model=Model)
+KINDS: Registry[type[Player]] = Registry("kind of player", classic=Classic, human=Human, model=Model)
 KINDS["endpoint"] = EndpointPlayer
 
 
-def parse_player(text: str) -> "Player":
+def parse_player(text: str) -> Player:
     """The player that the command line names. Raises `ValueError` of at most three lines."""
     name, what, options = parse_spec(text)
     kind, what = _kind_of(what)
@@ -298,7 +299,7 @@ def _kind_of(what: str) -> tuple[str, str]:
     if colon and head in KINDS:
         return head, rest
     if re.fullmatch(r"[\w.]+:[\w-]+", what):
-        KINDS.find(check_module(what))
+        KINDS.find(what)
         return rest, rest
     if Path(what).is_dir() or (what not in CLASSIC and re.search(r"[/.\\]|^tiny-", what)):
         return "model", what

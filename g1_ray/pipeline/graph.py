@@ -170,7 +170,7 @@ class Finished:
 
     tick: Tick
     result: Any
-    failure: "Failure | None"
+    failure: Failure | None
     at: float
     """Unix time, s."""
 
@@ -218,7 +218,7 @@ class Executor:
         del self.ticks[tick.lane]
         return Finished(tick, result, None, time.time())
 
-    def _drop(self, tick: Tick, failure: "Failure") -> Finished:
+    def _drop(self, tick: Tick, failure: Failure) -> Finished:
         del self.ticks[tick.lane]
         return Finished(tick, None, failure, time.time())
 

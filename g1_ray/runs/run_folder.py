@@ -228,7 +228,7 @@ Tracker = tuple[Callable[[int, Mapping[str, float]], None], Callable[[], None]]
 """Logs the metrics of a step; closes."""
 
 
-def _tensorboard(path: Path, config: RunConfig, step: int) -> "Tracker":
+def _tensorboard(path: Path, config: RunConfig, step: int) -> Tracker:
     from tensorboardX import SummaryWriter
 
     # What an earlier session logged from this step on is taken back.
@@ -241,7 +241,7 @@ def _tensorboard(path: Path, config: RunConfig, step: int) -> "Tracker":
     return log, writer.close
 
 
-def _wandb(path: Path, config: RunConfig, step: int) -> "Tracker":
+def _wandb(path: Path, config: RunConfig, step: int) -> Tracker:
     import wandb
 
     identity = f"{config.name}-{int(read_lines(path / 'notes.jsonl')[0]['time'])}"
