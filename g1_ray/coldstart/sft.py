@@ -204,7 +204,7 @@ def fit(trainer: Trainer, lots: Sequence[Lot], out: Path, show: Callable[[str], 
                 raise FloatingPointError(f"step {trainer.step}: the loss is {metrics['loss']}")
             passed = time.monotonic() - started
             metrics = {"step": trainer.step, **metrics, "seconds": round(passed, 2)}
-            journal.append(metrics)
+            journal.append({name: value if math.isfinite(value) else None for name, value in metrics.items()})
             if trainer.step % config.log_every == 0 or trainer.step == trainer.steps:
                 left = passed / (trainer.step - first) * (trainer.steps - trainer.step)
                 show(
