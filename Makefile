@@ -2,7 +2,7 @@ PYTHON ?= python3
 UV = .venv/bin/uv
 RUN = .venv/bin/python -m
 CODE = envs g1_ray jobs tests
-QUICK = tests/rollout tests/runs $(patsubst %,tests/%.py,$(addprefix envs/test_,codec core env g2048 shisen swap teacher) \
+QUICK = tests/rollout tests/runs $(patsubst %,tests/%.py,$(addprefix envs/test_,codec core env g2048 swap teacher) \
 	$(addprefix test_,config extensions files logs wings) learner/test_loss learner/test_samples pipeline/test_replay_buffer \
 	evaluation/test_play)
 # A run starts half a dozen processes: each would compile PyTorch, transformers and vLLM again.
