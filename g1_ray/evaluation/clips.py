@@ -4,7 +4,7 @@ import textwrap
 from fractions import Fraction
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from envs.drawing import Frame
 from g1_ray.evaluation.play import Run
@@ -69,22 +69,24 @@ def _save_mp4(frames: list[Image.Image], path: Path, frame_ms: int) -> None:
 
 def _beside(board: Image.Image, text: str) -> Image.Image:
     """The picture with the text to its right, wrapped; what does not fit is left out."""
-    scaled = board.resize((SIDE, SIDE + _BAR), Image.Resampling.NEAREST) if board.width < SIDE else board
-    frame = Image.new("RGB", (scaled.width + _TEXT, scaled.height), _DARK)
-    frame.paste(scaled)
+    frame = Image.new("RGB", (board.width + _TEXT, board.height), _DARK)
+    frame.paste(board)
     draw, font = ImageDraw.Draw(frame), ImageFont.load_default(14)
     lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 44) or [""]]
-    for number, line in enumerate(lines[: (scaled.height - 16) // 18]):
-        draw.text((scaled.width + 14, 8 + 18 * number), line, (215, 220, 228), font)
+    for number, line in enumerate(lines[: (board.height - 16) // 18]):
+        draw.text((board.width + 14, 8 + 18 * number), line, (215, 220, 228), font)
     return frame
 
 
 def _frame(board: Frame, left: str, right: str) -> Image.Image:
+    """The board, as large for every task, and two texts below it that share its width."""
     picture = Image.fromarray(board)
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    picture = ImageOps.contain(picture, (SIDE, SIDE), Image.Resampling.NEAREST)
     frame = Image.new("RGB", (picture.width, picture.height + _BAR), _DARK)
     frame.paste(picture)
-    draw, font = ImageDraw.Draw(frame), ImageFont.load_default(18)
+    draw, sizes = ImageDraw.Draw(frame), map(ImageFont.load_default, range(18, 6, -1))
+    font = next((font for font in sizes if draw.textlength(left + right, font) < picture.width - 40), None)
     middle = picture.height + _BAR // 2
     draw.text((8, middle), left, (240, 240, 240), font, anchor="lm")
     draw.text((picture.width - 8, middle), right, (150, 200, 255), font, anchor="rm")

@@ -30,6 +30,17 @@ def test_an_mp4_has_every_frame_with_its_colour_and_even_sides(tmp_path):
     assert (about.name, about.pix_fmt, stream.average_rate) == ("h264", "yuv420p", 2)
 
 
+@pytest.mark.parametrize("player", ["G1, T=1", "cold start, greedy, of a long name"])
+@pytest.mark.parametrize("side", [84, 672])
+def test_a_move_and_a_player_stand_side_by_side(side, player):
+    frame = np.asarray(clips._frame(np.zeros((side, side, 3), np.uint8), "16: (2, 1) (3, 1)", f"{player}  5"))
+    assert frame.shape == (clips.SIDE + 40, clips.SIDE, 3)
+    bar = frame[clips.SIDE :].astype(int)
+    move = np.flatnonzero((bar[..., 0] > 200).any(0))
+    name = np.flatnonzero((bar[..., 2] - bar[..., 0] > 60).any(0))
+    assert len(move) and len(name) and move.max() + 8 < name.min()
+
+
 def test_a_run_is_the_same_clip_as_mp4_and_as_webp(tmp_path):
     task = Task.make("2048", reasoning={"size": 3}, perception={"tile_px": 28})
     run = play(task, "random-legal", PLAYERS["random-legal"], seed=1, moves=6)
