@@ -1,6 +1,5 @@
 """Tables of things by name that modules elsewhere may add to: games, rewards, losses, engines, kinds of players."""
 
-import importlib
 import importlib.util
 import sys
 from typing import TypeVar

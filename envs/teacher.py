@@ -6,9 +6,10 @@ where the teacher errs, which it does at a set rate: there reinforcement learnin
 """
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -46,14 +47,18 @@ class Thought(NamedTuple):
     """None where there is no wrong move to be made."""
 
 
-class Teacher(Protocol):
-    """Whoever answers."""
+class Teacher(ABC):
+    """Whoever answers; a player, too, to be evaluated like any other."""
 
+    @abstractmethod
     def answer(self, game: Game, rng: np.random.Generator) -> Lesson:
         """An answer to the state that a game of the teacher's task is in. Draws, if it does, from `rng`."""
 
+    def __call__(self, game: Game, rng: np.random.Generator) -> int:
+        return self.answer(game, rng).action
 
-class Oracle:
+
+class Oracle(Teacher):
     """Writes out a working, moves rightly, and errs at a rate of `err`, wherever there is a wrong move to make."""
 
     def __init__(self, task: Task, err: float = ERR_RATE) -> None:
@@ -71,12 +76,8 @@ class Oracle:
         action = int(thought.moves[int(rng.integers(len(thought.moves)))])
         return Lesson(self.codec.write(game.perception(), thought.working, action), action, erred)
 
-    def __call__(self, game: Game, rng: np.random.Generator) -> int:
-        """The teacher as a player, to be evaluated like any other."""
-        return self.answer(game, rng).action
 
-
-class Novice:
+class Novice(Teacher):
     """Sees the board, keeps the form, and plays any legal move."""
 
     def __init__(self, task: Task) -> None:
@@ -86,10 +87,6 @@ class Novice:
         legal = game.legal_actions()
         action = legal[int(rng.integers(len(legal)))]
         return Lesson(self.codec.write(game.perception(), UNSURE, action), action, False)
-
-    def __call__(self, game: Game, rng: np.random.Generator) -> int:
-        """The novice as a player."""
-        return self.answer(game, rng).action
 
 
 def think(game: Game, names: Sequence[str], rng: np.random.Generator, err: bool) -> Thought:

@@ -86,14 +86,9 @@ def frame(name: str, task: Task) -> Row:
     copy, full, fresh = seconds(
         _copy_s(renderer), lambda: renderer.draw(board, looks, out), lambda: renderer.draw(board, looks)
     )
-    return {
-        "what": f"frame {name} {renderer.shape[0]} px",
-        "us": full * 1e6,
-        "fresh us": fresh * 1e6,
-        "copyto us": copy * 1e6,
-        "full/copyto": full / copy,
-        "fresh/copyto": fresh / copy,
-    }
+    figures = {"us": full * 1e6, "fresh us": fresh * 1e6, "copyto us": copy * 1e6}
+    ratios = {"full/copyto": full / copy, "fresh/copyto": fresh / copy}
+    return {"what": f"frame {name} {renderer.shape[0]} px", **figures, **ratios}
 
 
 def steps(name: str, task: Task) -> Row:
@@ -166,13 +161,8 @@ def logic(num: int = 1024, moves: int = 100) -> list[Row]:
                 batch.reset(i, deals)
                 deals += 1
         taken.append(num * moves / (time.perf_counter() - start))
-    rows: list[Row] = [
-        {
-            "what": f"logic 2048, {num} boards",
-            "steps/s": float(np.median(taken)),
-            "legal share": legal / (5 * num * moves),
-        }
-    ]
+    figures = {"steps/s": float(np.median(taken)), "legal share": legal / (5 * num * moves)}
+    rows: list[Row] = [{"what": f"logic 2048, {num} boards", **figures}]
     for side in (6, 12):
         game = State.start(Task.make("shisen", reasoning={"rows": side, "cols": side}), 0).game()
         (one,) = seconds(game._find_legal)
@@ -181,10 +171,7 @@ def logic(num: int = 1024, moves: int = 100) -> list[Row]:
 
 
 def pixel_values(name: str, task: Task) -> Row | None:
-    """Model inputs straight from a board, beside Hugging Face's processor given the finished picture.
-
-    Nothing where transformers is missing.
-    """
+    """Model inputs straight from a board, beside transformers' processor given the picture; nothing without it."""
     try:
         import torch
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -204,23 +191,16 @@ def pixel_values(name: str, task: Task) -> Row | None:
     ours = PixelValues(fast, task.renderer)
     values, _ = ours(board, looks)
     target = np.empty_like(values)
-    fresh, copied, from_pil, from_array, pil_backend = seconds(
+    ways = ("ours", "copyto", "transformers", "given an array", "PIL backend")
+    times = seconds(
         lambda: ours(board, looks),
         lambda: np.copyto(target, values),
         lambda: fast(images=[picture], return_tensors="pt"),
         lambda: fast(images=[array], return_tensors="pt"),
         lambda: pil(images=[picture], return_tensors="np"),
     )
-    return {
-        "what": f"pixel_values {name}",
-        "ours ms": fresh * 1e3,
-        "copyto ms": copied * 1e3,
-        "transformers ms": from_pil * 1e3,
-        "given an array ms": from_array * 1e3,
-        "PIL backend ms": pil_backend * 1e3,
-        "transformers/ours": from_pil / fresh,
-        "given an array/ours": from_array / fresh,
-    }
+    ratios = {"transformers/ours": times[2] / times[0], "given an array/ours": times[3] / times[0]}
+    return {"what": f"pixel_values {name}", **{f"{w} ms": s * 1e3 for w, s in zip(ways, times, strict=True)}, **ratios}
 
 
 if __name__ == "__main__":

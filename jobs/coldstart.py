@@ -3,6 +3,7 @@
 import argparse
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from g1_ray.coldstart.config import ColdstartConfig, LessonConfig, load_coldstart
@@ -34,8 +35,17 @@ def main(argv: list[str] | None = None) -> int:
     for game in config.games:
         make_data(config, game)
     if not args.data_only:
-        train(config)
+        from g1_ray.coldstart.dataset import read_dataset
+        from g1_ray.coldstart.sft import last_checkpoint
+
+        fine_tune(config, lambda game: read_dataset(data_of(config, game)), print)
+        print(f"wrote {last_checkpoint(config.folder)}")
     return 0
+
+
+def data_of(config: ColdstartConfig, game: LessonConfig) -> Path:
+    """Where the examples of a game are."""
+    return config.folder / "data" / f"{game.name}.parquet"
 
 
 def make_data(config: ColdstartConfig, game: LessonConfig) -> None:
@@ -43,7 +53,7 @@ def make_data(config: ColdstartConfig, game: LessonConfig) -> None:
     from g1_ray.coldstart.dataset import write_dataset
     from g1_ray.coldstart.examples import Maker, make_examples
 
-    path = config.folder / "data" / f"{game.name}.parquet"
+    path = data_of(config, game)
     if path.exists():
         return
     skipped: Counter[str] = Counter()
@@ -52,15 +62,6 @@ def make_data(config: ColdstartConfig, game: LessonConfig) -> None:
     rows = write_dataset(path, examples)
     unusable = f"; unusable answers: {dict(skipped)}" if skipped else ""
     print(f"{path}: {rows} examples{unusable}", flush=True)
-
-
-def train(config: ColdstartConfig) -> None:
-    """Fine-tunes the model on the examples; what is left in the run folder is told on the way."""
-    from g1_ray.coldstart.dataset import read_dataset
-    from g1_ray.coldstart.sft import last_checkpoint
-
-    fine_tune(config, lambda game: read_dataset(config.folder / "data" / f"{game.name}.parquet"), print)
-    print(f"wrote {last_checkpoint(config.folder)}")
 
 
 def fine_tune(

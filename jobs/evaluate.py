@@ -44,7 +44,9 @@ def main(argv: list[str] | None = None) -> int:
                         "under interventions, to see whether seeing or thinking holds them back")  # fmt: skip
     parser.add_argument("--address", default="", help="Ray cluster to join (default: RAY_ADDRESS, else a local one)")
     args = parser.parse_args(argv)
-    check(args)
+    check_numbers(args, runs=1, moves=0, seed=0, lab=0)
+    if args.clips and not args.out:
+        raise ValueError("--clips needs --out")
 
     from envs import game_names
     from g1_ray.cluster.join import join
@@ -52,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     from g1_ray.evaluation.folder import Protocol
     from g1_ray.evaluation.grid import variants
     from g1_ray.evaluation.job import Entry
-    from g1_ray.evaluation.players import Asked, parse_game, parse_player
+    from g1_ray.evaluation.players import parse_game, parse_player
     from g1_ray.logs import start_logging
 
     games = [parse_game(text) for text in args.games or game_names()]
@@ -61,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         player.check()
     if args.against and args.against not in [player.name for player in players]:
         raise ValueError(f"--against {args.against}: no such player; {', '.join(player.name for player in players)}")
-    if args.lab and not any(isinstance(player, Asked) and player.in_lab for player in players):
+    if args.lab and not any(player.in_lab for player in players):
         raise ValueError("--lab is for models that are loaded here; there is none among --players")
     if args.grid:
         games = [variant for game in games for variant in variants(game)]
@@ -80,13 +82,6 @@ def main(argv: list[str] | None = None) -> int:
             evaluation.folder.close()
         finish(evaluation, args, out)
     return 1 if evaluation.failed else 0
-
-
-def check(args: argparse.Namespace) -> None:
-    """Raises `ValueError` for numbers and options that can't be."""
-    check_numbers(args, runs=1, moves=0, seed=0, lab=0)
-    if args.clips and not args.out:
-        raise ValueError("--clips needs --out")
 
 
 class Show:

@@ -62,8 +62,8 @@ def contact_sheet(spec: GameSpec) -> Image.Image:
     """Reasoning levels down, perception levels across; below, every tile set, and its held-out variant under it."""
     rows: list[list[tuple[str, Task]]] = []
     for reasoning in range(len(spec.levels)):
-        levels = range(len(PERCEPTION_LEVELS))
-        rows.append([(f"reasoning {reasoning}, perception {p}", _level(spec, reasoning, p)) for p in levels])
+        tasks = [Task.make(spec.name, reasoning=reasoning, perception=p) for p in range(len(PERCEPTION_LEVELS))]
+        rows.append([(f"reasoning {reasoning}, perception {p}", task) for p, task in enumerate(tasks)])
     for split in ("train", "heldout"):
         named = [(f"{tiles}, {split}", {"tiles": tiles, "split": split}) for tiles in _SHOWN_SETS]
         rows.append([(label, Task.make(spec.name, perception=look)) for label, look in named])
@@ -76,10 +76,6 @@ def contact_sheet(spec: GameSpec) -> Image.Image:
             draw.text((left, top + 4), label, _INK, font)
             sheet.paste(_specimen(task).resize((_CELL, _CELL), Image.Resampling.LANCZOS), (left, top + _HEAD))
     return sheet
-
-
-def _level(spec: GameSpec, reasoning: int, perception: int) -> Task:
-    return Task.make(spec.name, reasoning=reasoning, perception=perception)
 
 
 def _specimen(task: Task) -> Image.Image:

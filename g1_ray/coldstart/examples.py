@@ -46,7 +46,7 @@ class Unusable(ValueError):
     """An answer that nothing can be learned from; the message says why."""
 
 
-class EndpointTeacher:
+class EndpointTeacher(Teacher):
     """A teacher behind an endpoint, with the true board put into its answers."""
 
     def __init__(self, task: Task, config: EndpointConfig) -> None:

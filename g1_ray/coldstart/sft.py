@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText
 from envs import State, Task
 from g1_ray.coldstart.config import SftConfig
 from g1_ray.coldstart.examples import Example
-from g1_ray.files import Journal, read_lines, write_json, write_lines, written
+from g1_ray.files import Journal, read_lines, steps_in, write_json, write_lines, written
 from g1_ray.learner.attention import CHUNKS
 from g1_ray.learner.policy import vision_tower
 from g1_ray.models.chat import Chat
@@ -220,5 +220,4 @@ def fit(trainer: Trainer, lots: Sequence[Lot], out: Path, show: Callable[[str], 
 
 def last_checkpoint(out: Path) -> Path | None:
     """The newest checkpoint of a run, if it has one."""
-    found = [path for path in (out / "checkpoints").glob("step-*") if (path / TRAINER).is_file()]
-    return max(found, key=lambda path: int(path.name.partition("-")[2]), default=None)
+    return next((path for path in reversed(steps_in(out / "checkpoints")) if (path / TRAINER).is_file()), None)

@@ -13,20 +13,19 @@ Told = NDArray[np.int16]
 """[rows, cols] the kind that an answer tells for each cell; -1: missing, or a word that is no kind's name."""
 
 
-def confusion(states: Sequence[State], texts: Sequence[str]) -> Counts:
-    """Cells [kinds + 1, kinds + 2] by true kind (row; 0 is empty) and told kind, over states of one task.
+def misread(states: Sequence[State], texts: Sequence[str]) -> tuple[Counts, NDArray[np.float64]]:
+    """Of answers to states of one task: cells [kinds + 1, kinds + 2] by true kind (row; 0 is empty) and told kind, and
+    the share [rows, cols] of the states in which each cell is told right.
 
     The last column counts cells that are missing or told in unknown words. A row of the board whose description has
     another number of cells is missing as a whole, and so is a board with another number of rows.
     """
-    truth, told = _read(states, texts)
-    return tally(truth, told, states[0].task.new_game().num_kinds)
-
-
-def cell_accuracy(states: Sequence[State], texts: Sequence[str]) -> NDArray[np.float64]:
-    """The share [rows, cols] of the states, of one task, in which each cell is told right."""
-    truth, told = _read(states, texts)
-    return (truth == told).mean(axis=0)
+    if not states or len({state.task for state in states}) > 1:
+        raise ValueError(f"{len(states)} states of {len({s.task for s in states})} tasks: give states of one task")
+    codec = Codec(states[0].task)
+    truth = np.stack([state.game().perception() for state in states])
+    told = np.stack([told_board(codec, told_words(codec, text)) for _, text in zip(states, texts, strict=True)])
+    return tally(truth, told, states[0].task.new_game().num_kinds), (truth == told).mean(axis=0)
 
 
 def tally(truth: NDArray[np.integer], told: NDArray[np.integer], num_kinds: int) -> Counts:
@@ -50,12 +49,3 @@ def told_board(codec: Codec, words: Sequence[Sequence[str]]) -> Told:
             if len(cells) == codec.cols:
                 row[:] = [kind_of.get(cell, -1) for cell in cells]
     return told
-
-
-def _read(states: Sequence[State], texts: Sequence[str]) -> tuple[NDArray[np.uint8], Told]:
-    """What is on the boards and what the texts tell, both [N, rows, cols]."""
-    if not states or len({state.task for state in states}) > 1:
-        raise ValueError(f"{len(states)} states of {len({s.task for s in states})} tasks: give states of one task")
-    codec = Codec(states[0].task)
-    truth = np.stack([state.game().perception() for state in states])
-    return truth, np.stack([told_board(codec, told_words(codec, text)) for _, text in zip(states, texts, strict=True)])

@@ -62,7 +62,7 @@ class Evaluation:
 
     def jobs(self, gpus: float = 0.0) -> list[Job]:
         """What is left to do: models and endpoints first, as they take longest."""
-        left = [entry for entry in self.entries if not self.is_over(entry) or (self.lab and can_be_examined(entry))]
+        left = [entry for entry in self.entries if not self.is_over(entry) or (self.lab and entry.player.in_lab)]
         for entry in left:
             self.runs.setdefault(entry.key, [])
         known, seeds = self.folder.replies(), self.protocol.seeds
@@ -136,11 +136,6 @@ def entries_of(config: RunConfig, models: Mapping[str, str]) -> list[Entry]:
     ]
     classic = [Classic(what=name) for name in ("uniform", "random-legal", "teacher", "oracle")]
     return [Entry(game, player) for game in config.games for player in (*classic[:-1], *asked, classic[-1])]
-
-
-def can_be_examined(entry: Entry) -> bool:
-    """Whether the lab can begin the player's answers."""
-    return isinstance(entry.player, Asked) and entry.player.in_lab
 
 
 def _work(job: Job, folder: Path) -> Iterator[list[News]]:

@@ -7,6 +7,7 @@ Needs no Ray: `evaluation` runs it as Ray tasks.
 """
 
 import asyncio
+import functools
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -156,10 +157,7 @@ class AskedJob:
 
     async def _run(self, entry: Entry, seed: int) -> None:
         """One run, as far as the player goes."""
-
-        async def ask(question: Question) -> Reply:
-            return await self._ask(entry.player, question)
-
+        ask = functools.partial(self._ask, entry.player)
         task, reward = entry.game.task(), reward_named(entry.game.reward)
         try:
             run = await play_asked(task, *entry.key, ask, seed, self.job.moves, reward)

@@ -24,7 +24,7 @@ from envs import Codec, State, Task
 from envs.rewards import ternary
 from envs.teacher import Oracle
 from g1_ray.config import StatesConfig
-from g1_ray.evaluation.confusion import cell_accuracy, confusion
+from g1_ray.evaluation.confusion import misread
 from g1_ray.evaluation.play import Generate
 from g1_ray.files import write_json
 from g1_ray.rollout.judge import accuracies, judge, share
@@ -35,13 +35,8 @@ from g1_ray.types import Prompt, Request, Sampling
 if TYPE_CHECKING:
     from g1_ray.models.chat import Chat
 
-AS_IS, TRUE, NO_PERCEPTION, BLANK, SHUFFLED = (
-    "as is",
-    "true perception",
-    "no perception",
-    "blank image",
-    "shuffled tiles",
-)
+AS_IS, TRUE, NO_PERCEPTION = "as is", "true perception", "no perception"
+BLANK, SHUFFLED = "blank image", "shuffled tiles"
 _THINK = "<think>\n"  # answers are begun up to here: a tokenizer may join what stands before it with it
 WRONG_CELLS = (1, 3)
 """Numbers of cells that are told wrong."""
@@ -167,13 +162,14 @@ async def experiment(
         findings[name] = _finding(codec, cases, told, described=name != NO_PERCEPTION)
         if name == AS_IS:  # a model that is led astray may find no end
             texts, sampling = told, dataclasses.replace(sampling, max_tokens=min(sampling.max_tokens, 2 * longest + 64))
+    counts, right = misread(states, texts)
     return Lab(
         game=game,
         player=player,
         states=len(states),
         names=tuple(task.renderer.names),
-        cells=cell_accuracy(states, texts).tolist(),
-        confusion=confusion(states, texts).tolist(),
+        cells=right.tolist(),
+        confusion=counts.tolist(),
         interventions=findings,
     )
 

@@ -44,6 +44,8 @@ CLASSIC = (*PLAYERS, "teacher")
 class Player(Section):
     """Whoever plays: what all kinds have. A kind of your own is a subclass of `Chooser` or `Asked`."""
 
+    in_lab: ClassVar[bool] = False
+    """Whether the lab can begin its answers."""
     name: str = Field("", description="what it is called in tables; default: what it is")
     kind: str
     what: str = Field(description="a classic player, a file of moves, a model's folder or name, an endpoint's URL")
@@ -91,9 +93,6 @@ class Opened(NamedTuple):
 
 class Asked(Player):
     """A player that is shown pictures and answers in text."""
-
-    in_lab: ClassVar[bool] = False
-    """Whether the lab can begin its answers."""
 
     def shared(self) -> object:
         """Equal for players that answer from one engine or one client."""

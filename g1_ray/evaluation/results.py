@@ -16,8 +16,6 @@ from g1_ray.files import write_json, write_text
 from g1_ray.rollout.judge import accuracies, share
 from g1_ray.tables import markdown
 
-DIGITS = 3
-"""Of shares in tables."""
 PAPER_SCORES: dict[str, dict[str, str]] = tomllib.loads((Path(__file__).parent / "paper.toml").read_text())
 """Game -> player -> score: what the paper publishes."""
 
@@ -141,7 +139,7 @@ def results_table(
 
 
 def _row(result: Result, reference: str) -> dict[str, str]:
-    def number(value: float, digits: int = DIGITS) -> str:
+    def number(value: float, digits: int = 3) -> str:
         return f"{value:.{digits}f}" if value == value else ""
 
     row = {

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from envs.options import nearest
+from g1_ray.files import steps_in
 
 MODELS = Path(__file__).parent
 SHIPPED = ("tiny-base", "tiny-coldstart")
@@ -18,10 +19,9 @@ def model_path(path: str, key: str = "model.path") -> str:
     """
     folder = MODELS / path if path in SHIPPED else Path(path).expanduser()
     if (folder / "checkpoints").is_dir():
-        steps = [step for step in (folder / "checkpoints").iterdir() if re.fullmatch(r"step-\d+", step.name)]
-        if not steps:
+        if not (steps := steps_in(folder / "checkpoints")):
             raise ValueError(f"{key} = {path!r}: that run has no checkpoint yet")
-        folder = max(steps, key=lambda step: int(step.name.removeprefix("step-")))
+        folder = steps[-1]
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             inside = sorted(str(file.parent) for file in folder.glob("*/config.json"))

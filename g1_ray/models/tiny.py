@@ -6,6 +6,7 @@ All else falls back on bytes: any text is encoded and comes back as it was.
 """
 
 import itertools
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,16 +29,8 @@ from envs import Codec, Task
 from envs.teacher import PHRASES
 from g1_ray.models.chat import Chat
 
-SPECIAL = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
+_NAMES = "endoftext im_start im_end vision_start vision_end vision_pad image_pad video_pad"
+SPECIAL = tuple(f"<|{name}|>" for name in _NAMES.split())
 _FRAME = ("system\nYou are a helpful assistant.", "user\n", "assistant\n", "\n", " ")
 _TAGS = ("<perception>\n", "</perception>\n<think>\n", "\n</think>\n<answer>", "</answer>")
 MAX_PIXELS = 1 << 20
@@ -106,47 +99,17 @@ def make_tokenizer(tasks: Sequence[Task], phrases: Iterable[str] = PHRASES) -> P
 def tiny_config(
     vocab_size: int, ids: Mapping[str, int], text: Mapping[str, Any], vision: Mapping[str, Any]
 ) -> Qwen2_5_VLConfig:
-    """The shape of the model; `text` and `vision` replace options of its parts.
+    """The shape of the model, tiny.json; `text` and `vision` replace options of its parts.
 
     Rotary frequencies are for positions up to some hundred, as short as its contexts are.
     """
-    text = {
-        "vocab_size": vocab_size,
-        "hidden_size": 96,
-        "intermediate_size": 192,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 3,
-        "num_key_value_heads": 3,
-        "max_position_embeddings": 4096,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [2, 7, 7]},
-        "initializer_range": 0.05,
-        "tie_word_embeddings": True,
-        "eos_token_id": ids["<|im_end|>"],
-        "pad_token_id": ids["<|endoftext|>"],
-        "bos_token_id": None,
-        "dtype": "float32",
-        **text,
-    }
-    vision = {
-        "depth": 2,
-        "hidden_size": 48,
-        "intermediate_size": 96,
-        "num_heads": 4,
-        "out_hidden_size": text["hidden_size"],
-        "fullatt_block_indexes": [1],
-        "initializer_range": 0.05,
-        **vision,
-    }
-    return Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=True,
-        dtype="float32",
-    )
+    shape = json.loads((Path(__file__).parent / "tiny.json").read_text())
+    ends = {"eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"]}
+    shape["text_config"] |= {"vocab_size": vocab_size, **ends, **text}
+    shape["vision_config"] |= {"out_hidden_size": shape["text_config"]["hidden_size"], **vision}
+    names = {"image_token_id": "image_pad", "video_token_id": "video_pad", "vision_start_token_id": "vision_start",
+             "vision_end_token_id": "vision_end"}  # fmt: skip
+    return Qwen2_5_VLConfig(**shape, **{key: ids[f"<|{name}|>"] for key, name in names.items()})
 
 
 def make_tiny(

@@ -144,7 +144,7 @@ def charts(folder: Path) -> list[dict[str, Any]]:
     window = max(1, len(steps) // 20)
     drawn = []
     for curve, title in {**titles, **{name: name.replace("_", " ") for name in lab}}.items():
-        lines = []
+        lines: list[dict[str, Any]] = []
         for game in games or [""]:
             metric = f"{game}/{curve}" if game else curve
             raw = np.array([line.get(metric) for line in metrics], np.float64)
@@ -153,13 +153,10 @@ def charts(folder: Path) -> list[dict[str, Any]]:
                 smoothed = smooth(raw, 1 if curve in lab else window)
                 lines.append({"name": game or title, "raw": _rounded(raw), "smooth": _rounded(smoothed)})
         if lines:
-            share = curve in SHARES or (curve in lab and _within_one(lines))
+            values = [value for line in lines for value in line["raw"] if value is not None]
+            share = curve in SHARES or (curve in lab and all(0 <= value <= 1 for value in values))
             drawn.append({"title": title, "share": share, "steps": steps, "lines": lines, "window": window})
     return drawn
-
-
-def _within_one(lines: Sequence[Mapping[str, Any]]) -> bool:
-    return all(0 <= value <= 1 for line in lines for value in line["raw"] if value is not None)
 
 
 def _rounded(values: Iterable[float], digits: int = 4) -> list[float | None]:

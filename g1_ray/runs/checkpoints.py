@@ -10,15 +10,13 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from g1_ray.files import written
+from g1_ray.files import steps_in, written
 
 MANIFEST = "manifest.json"
-_NAME = re.compile(r"step-(\d+)")
 _BLOCK = 1 << 22
 
 
@@ -61,8 +59,7 @@ def fault_of(folder: Path) -> str:
 
 def checkpoints(root: Path) -> list[Path]:
     """The finished checkpoints in a folder, oldest first."""
-    found = [(int(m[1]), path) for path in root.glob("step-*") if (m := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found) if (path / MANIFEST).is_file()]
+    return [path for path in steps_in(root) if (path / MANIFEST).is_file()]
 
 
 def latest(root: Path) -> Path | None:

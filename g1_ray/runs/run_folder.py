@@ -36,6 +36,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._checkpoints = self.path / "checkpoints"
         if not (self.path / "config.json").is_file():
             raise ValueError(f"{self.path}: no config.json, so this is not the folder of a run")
         self._journals: dict[str, Journal] = {}
@@ -136,10 +137,6 @@ class RunFolder:
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint of a step goes. The learner writes it beside and renames it, so it is whole if there."""
         return self._checkpoints / f"step-{step}"
-
-    @property
-    def _checkpoints(self) -> Path:
-        return self.path / "checkpoints"
 
     def checkpoints(self) -> list[Path]:
         """The finished checkpoints, oldest first."""
