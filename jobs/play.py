@@ -1,17 +1,27 @@
 """Play a game in the terminal, by hand or watching a player; save the run as a clip or as a player's moves."""
 
 import argparse
+import asyncio
+import contextlib
+import os
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from envs import PLAYERS, Codec, Task
-from envs.answers import Cause
 from envs.core import Game
-from envs.env import board_text
-from envs.players import Choose
-from g1_ray.evaluation.play import Run, Stopped
 from jobs.options import add_task_options, check_numbers, task_of
+
+if TYPE_CHECKING:
+    from g1_ray.evaluation.play import Move, Question, Reply, Run
+    from g1_ray.evaluation.players import Asked
+    from g1_ray.evaluation.screen import Screen
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -19,29 +29,28 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="g1-ray play", description=__doc__)
     parser.add_argument("name", help="the game: see g1-ray games")
     add_task_options(parser)
-    parser.add_argument("--player", choices=sorted(PLAYERS), help="who plays; by hand when left out")
+    parser.add_argument("--player", default="", help="who plays, any that g1-ray evaluate takes: oracle, "
+                        "tiny-coldstart, runs/demo, a URL; by hand when left out")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="which board (default 0)")
     parser.add_argument("--moves", type=int, default=0, help="play so many moves, on fresh boards as boards end, as in "
                         "the paper (default 0: one episode)")  # fmt: skip
+    parser.add_argument("--pause", type=float, default=0.5, help="seconds to look at each move of a player, on a "
+                        "terminal (default 0.5)")  # fmt: skip
     parser.add_argument("--save", action="append", default=[], metavar="FILE",
                         help="write the run as .webp, .gif or .mp4; or add it to a .parquet that g1-ray evaluate plays "
                         "as human:FILE")  # fmt: skip
     args = parser.parse_args(argv)
 
     from g1_ray.evaluation.clips import ENDINGS, save_clip
-    from g1_ray.evaluation.play import play
 
     for file in args.save:
         if not file.lower().endswith((*ENDINGS, ".parquet")):
             raise ValueError(f"--save {file}: clips are {', '.join(ENDINGS)} files, moves a .parquet file")
-    check_numbers(args, seed=0, moves=0)
+    check_numbers(args, seed=0, moves=0, pause=0)
     task = task_of(args.name, args.preset, args.reasoning, args.perception)
     if args.player and not args.moves and not task.reasoning.horizon and task.new_game().endless:
         raise ValueError(f"{args.name} with horizon=0 never ends: give --moves or a horizon")
-    who = args.player or "you"
-    watched = _Watched(task, PLAYERS[args.player]) if args.player else _ByHand(task)
-    run = play(task, who, watched, args.seed, args.moves)
-    watched.end()
+    who, run = watched(task, args) if args.player else by_hand(task, args)
     for file in args.save:
         if file.endswith(".parquet"):
             add_run(Path(file), args.name, who, run)
@@ -51,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def add_run(path: Path, game: str, player: str, run: Run) -> None:
+def add_run(path: Path, game: str, player: str, run: "Run") -> None:
     """Adds a run to a file of moves, in the place of one with the same seed."""
     from g1_ray.evaluation.moves import read_runs, write_moves
 
@@ -59,82 +68,83 @@ def add_run(path: Path, game: str, player: str, run: Run) -> None:
     write_moves(path, game, player, [*others, run])
 
 
-class _AtTheTable:
-    """A player whose boards are printed."""
+def watched(task: Task, args: argparse.Namespace) -> tuple[str, "Run"]:
+    """Shows a player's run; gives back its name and the run, as far as it came where Ctrl-C ended it."""
+    from g1_ray.evaluation.play import Run, play
+    from g1_ray.evaluation.screen import Screen
 
-    def __init__(self, task: Task) -> None:
-        self.task, self.game, self.made = task, task.new_game(), 0
+    name, player = args.player, None
+    if args.player not in PLAYERS:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # nothing else is drawn on the screen
+        from g1_ray.evaluation.players import Asked, Chooser, parse_player
 
-    def show(self, game: Game) -> None:
-        """Prints the board before a move."""
-        if game.moves == 0 and self.made:
-            print("that board is over: a fresh one\n")
-        self.game = game
-        print(board_text(self.task, game))
+        player = parse_player(args.player)
+        player.check()
+        name = player.name
+    moves: list[Move] = []
+    with Screen(task, name, words=player is not None and isinstance(player, Asked)) as screen:
 
-    def end(self) -> None:
-        """Prints how the last board stands."""
-        if self.made:
-            print(board_text(self.task, self.game))
-            print(result(self.game))
+        def on_move(move: "Move") -> None:
+            moves.append(move)
+            screen.count(move)
+            if screen.console.is_terminal:
+                time.sleep(args.pause)
 
+        with contextlib.suppress(KeyboardInterrupt):
+            if player is not None and isinstance(player, Asked):
+                asyncio.run(_watch(task, player, screen, args, on_move))
+            else:
+                assert player is None or isinstance(player, Chooser), player
+                choose = PLAYERS[name] if player is None else player.choose(task, args.seed)
 
-class _Watched(_AtTheTable):
-    """Another player, whose moves are printed."""
+                def shown(game: Game, rng: np.random.Generator) -> int:
+                    screen.show(game)
+                    return choose(game, rng)
 
-    def __init__(self, task: Task, player: Choose) -> None:
-        super().__init__(task)
-        self.player = player
-
-    def __call__(self, game: Game, rng: np.random.Generator) -> int:
-        self.show(game)
-        action = self.player(game, rng)
-        self.made += 1
-        print(f"{self.made}: {game.actions.write(action)}\n")
-        return action
-
-
-class _ByHand(_AtTheTable):
-    """Whoever sits at the terminal."""
-
-    def __init__(self, task: Task) -> None:
-        super().__init__(task)
-        print(Codec(task).prompt().split("\n\n")[0])
-        print(f"\nA move is {self.game.actions.ask}; 'hint' asks the oracle, 'quit' ends.\n")
-
-    def __call__(self, game: Game, rng: np.random.Generator) -> int:
-        """Asks for a move until there is one. Raises `Stopped` at the end of the input, or where it is 'quit'."""
-        while True:
-            self.show(game)
-            try:
-                words = input("move> ").strip()
-            except EOFError:
-                words = "quit"
-            if words == "quit":
-                raise Stopped
-            if words == "hint":
-                print(f"the oracle plays {game.actions.write(game.oracle())}\n")
-                continue
-            reading = game.actions.read(words)
-            if isinstance(reading, Cause):
-                print(f"not a move ({reading}): expected {game.actions.ask}\n")
-                continue
-            self.made += 1
-            outcome = game.fork().step(reading)
-            told = f"+{outcome.gain:g}" if outcome.legal else "illegal"
-            print(f"{told}   score {game.score + outcome.gain:g}, move {game.moves + 1}\n")
-            return reading
+                play(task, name, shown, args.seed, args.moves, on_move=on_move)
+    return name, Run(args.seed, tuple(moves))
 
 
-def result(game: Game) -> str:
-    """How a game stands, in a line."""
-    if game.won():
-        word = "won"
-    elif not game.over:
-        word = "stopped"
-    else:
-        word = "time is up" if game.moves == game.options.horizon else "no legal move is left"
-    return f"{word}: score {game.score:g} after {game.moves} moves"
+async def _watch(
+    task: Task, player: "Asked", screen: "Screen", args: argparse.Namespace, on_move: "Callable[[Move], None]"
+) -> None:
+    """A run of a player that is asked, its words as they come."""
+    import torch
+
+    from g1_ray.evaluation.play import play_asked
+
+    screen.say(f"{player.name} is being loaded")
+    async with player.opened([player], [task], torch.cuda.device_count()) as opened:
+
+        async def ask(question: "Question") -> "Reply":
+            screen.show(question.state.game())
+            if opened.watch is None:
+                reply = await opened.ask(player, question)
+                screen.hear(reply)
+                return reply
+            async with contextlib.aclosing(opened.watch(player, question)) as growing:
+                async for reply in growing:
+                    screen.hear(reply)
+            return reply
+
+        await play_asked(task, task.name, player.name, ask, args.seed, args.moves, on_move=on_move)
+
+
+def by_hand(task: Task, args: argparse.Namespace) -> tuple[str, "Run"]:
+    """Whoever sits at the terminal plays."""
+    from g1_ray.evaluation.hand import hand_of, keys
+    from g1_ray.evaluation.play import play
+    from g1_ray.evaluation.screen import Screen
+
+    game = task.new_game()
+    print(textwrap.fill(Codec(task).prompt().split("\n\n")[0], shutil.get_terminal_size().columns) + "\n")
+    with keys() as read_key:
+        hand = hand_of(game.actions, read_key if sys.stdout.isatty() else None)
+        if not hand.help:
+            print(f"A move is {game.actions.ask}; 'hint' asks the oracle, 'quit' ends.\n")
+        with Screen(task, "you", help=hand.help, live=bool(hand.help)) as screen:
+            hand.screen = screen
+            return "you", play(task, "you", hand, args.seed, args.moves, on_move=screen.count)
 
 
 if __name__ == "__main__":

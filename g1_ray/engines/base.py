@@ -1,6 +1,6 @@
 """What an inference engine is: an asyncio class that answers prompts, and takes on the weights of a newer policy."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -27,6 +27,12 @@ class Engine(Protocol):
         """`num_answers` completions for each request, sampled as the engine was told where it is not told otherwise.
 
         Raises `ValueError` for a prompt that leaves no room for an answer, and for more answers than `max_num_seqs`.
+        """
+
+    def stream(self, request: Request, sampling: Sampling | None = None) -> AsyncGenerator[Ints | Completion, None]:
+        """The one answer to a request: its token ids [C] so far whenever there are more, and at last the completion.
+
+        To be closed with `contextlib.aclosing`, which ends a request that nobody reads to its end.
         """
 
     async def logprobs(self, sequences: Sequence[tuple[Prompt, Ints]]) -> list[Floats]:

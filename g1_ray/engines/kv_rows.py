@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from g1_ray.seeds import seed_of
-from g1_ray.types import Completion, Floats, Request, Sampling
+from g1_ray.types import Completion, Floats, Ints, Request, Sampling
 
 
 @dataclass(eq=False)
@@ -21,6 +21,10 @@ class Answering:
     sampling: Sampling
     done: asyncio.Future[tuple[Completion, ...]]
     answers: dict[int, Completion] = field(default_factory=dict)
+    pieces: "asyncio.Queue[Ints | Completion] | None" = None
+    """Where its answer goes as it grows, if it is streamed."""
+    given_up: bool = False
+    """Whether nobody waits for it any more."""
 
 
 class RowCache:

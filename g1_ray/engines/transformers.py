@@ -10,8 +10,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from g1_ray.models.chat import Chat
 from g1_ray.types import Completion, Floats, Ints, Prompt, Request, Sampling
 
 log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 _PREFILL_TOKENS = 16384
 """Most prompt tokens of one forward pass."""
 
@@ -82,16 +83,44 @@ class TransformersEngine(EngineBase):
         self, requests: Sequence[Request], sampling: Sampling | None = None
     ) -> list[tuple[Completion, ...]]:
         self._check(requests)
-        loop = asyncio.get_running_loop()
-        jobs = [Answering(request, sampling or self._sampling, loop.create_future()) for request in requests]
-        self._waiting.extend(jobs)
+        jobs = [self._ask(request, sampling) for request in requests]
+        try:
+            return await self._unless_failed(asyncio.gather(*(job.done for job in jobs)))
+        finally:
+            for job in jobs:
+                job.given_up = True
+
+    async def stream(
+        self, request: Request, sampling: Sampling | None = None
+    ) -> AsyncGenerator[Ints | Completion, None]:
+        self._check([request])
+        job = self._ask(request, sampling)
+        pieces = job.pieces = asyncio.Queue()
+        try:
+            piece = None
+            while not isinstance(piece, Completion):
+                piece = await self._unless_failed(asyncio.ensure_future(pieces.get()))
+                yield piece
+        finally:
+            job.given_up = True
+
+    def _ask(self, request: Request, sampling: Sampling | None) -> Answering:
+        job = Answering(request, sampling or self._sampling, asyncio.get_running_loop().create_future())
+        self._waiting.append(job)
         self._work.set()
-        answers = asyncio.gather(*(job.done for job in jobs))
-        both: set[asyncio.Future[Any]] = {answers, self._loop}
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        return job
+
+    async def _unless_failed(self, awaited: asyncio.Future[_T]) -> _T:
+        """What is awaited; raises what ended the loop, if it was that instead."""
+        both: set[asyncio.Future[Any]] = {awaited, self._loop}
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not awaited.done():
+                awaited.cancel()
         if self._loop.done():
             self._loop.result()
-        return await answers
+        return await awaited
 
     async def logprobs(self, sequences: Sequence[tuple[Prompt, Ints]]) -> list[Floats]:
         async with self._lock:
@@ -120,8 +149,13 @@ class TransformersEngine(EngineBase):
             await self._work.wait()
             async with self._lock:
                 finished = await asyncio.to_thread(self._step)
+            for row, job in enumerate(self._rows.columns["job"]):
+                if job.pieces:
+                    job.pieces.put_nowait(self._rows.tokens[row, : self._rows.columns["count"][row]].copy())
             for job in finished:
-                if not job.done.done():
+                if job.pieces:
+                    job.pieces.put_nowait(job.answers[0])
+                elif not job.done.done():
                     job.done.set_result(tuple(job.answers[i] for i in range(job.request.num_answers)))
             if not self._waiting and not len(self._rows):
                 self._work.clear()
@@ -129,9 +163,11 @@ class TransformersEngine(EngineBase):
     @torch.inference_mode()
     def _step(self) -> list[Answering]:
         """Lets in what fits, else samples a token for every row; gives back the jobs whose last answer has ended."""
-        if not self._admit():
-            self._decode()
         rows = self._rows
+        if given_up := [row for row, job in enumerate(rows.columns["job"]) if job.given_up]:
+            rows.drop(np.array(given_up))
+        if not self._admit() and len(rows):
+            self._decode()
         count = rows.columns["count"]
         eos = self._chat.eos_token_id
         ended = np.flatnonzero((count == rows.columns["limit"]) | (rows.tokens[np.arange(len(rows)), count - 1] == eos))
@@ -151,6 +187,8 @@ class TransformersEngine(EngineBase):
         rows = len(self._rows)
         while self._waiting and rows + self._waiting[0].request.num_answers <= self._config.max_num_seqs:
             job = self._waiting.popleft()
+            if job.given_up:
+                continue
             rows += job.request.num_answers
             prompt = job.request.prompt
             is_image = prompt.token_ids == self._chat.image_token_id

@@ -9,12 +9,13 @@ pictures' names in the encoder cache. (vLLM can't clear its prefix cache while r
 """
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -116,6 +117,19 @@ class VLLMEngine(EngineBase):
         chosen = sampling or self._sampling
         return await asyncio.gather(*(self._answer(request, chosen) for request in requests))
 
+    async def stream(
+        self, request: Request, sampling: Sampling | None = None
+    ) -> AsyncGenerator[Ints | Completion, None]:
+        from vllm.sampling_params import RequestOutputKind
+
+        self._check([request])
+        params = self._params(request, sampling or self._sampling)
+        params.output_kind = RequestOutputKind.CUMULATIVE
+        async with contextlib.aclosing(self._outputs(request.prompt, request.prompt.token_ids, params)) as outputs:
+            async for output in outputs:
+                (answer,) = output.outputs
+                yield self._completion(answer) if output.finished else np.array(answer.token_ids, np.int32)
+
     async def logprobs(self, sequences: Sequence[tuple[Prompt, Ints]]) -> list[Floats]:
         return await asyncio.gather(*(self._score(prompt, ids) for prompt, ids in sequences))
 
@@ -143,10 +157,14 @@ class VLLMEngine(EngineBase):
         return SyncReport(version, len(weights), pause_s=ended - started, load_s=loaded - paused)
 
     async def _answer(self, request: Request, sampling: Sampling) -> tuple[Completion, ...]:
+        output = await self._run(request.prompt, request.prompt.token_ids, self._params(request, sampling))
+        return tuple(self._completion(answer) for answer in output.outputs)
+
+    def _params(self, request: Request, sampling: Sampling) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        params = SamplingParams(
+        return SamplingParams(
             n=request.num_answers,
             seed=seed_of("answers", request.seed) >> 1,  # vLLM gives answer i the seed + i
             temperature=sampling.temperature,
@@ -159,8 +177,6 @@ class VLLMEngine(EngineBase):
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        output = await self._run(request.prompt, request.prompt.token_ids, params)
-        return tuple(self._completion(answer) for answer in output.outputs)
 
     def _completion(self, output: "CompletionOutput") -> Completion:
         token_ids = np.asarray(output.token_ids, np.int32)
@@ -187,11 +203,17 @@ class VLLMEngine(EngineBase):
 
     async def _run(self, prompt: Prompt, token_ids: Ints, params: Any) -> "RequestOutput":
         """Runs a request to its end."""
-        await self._open.wait()
-        stream = self._llm.generate(self._input(prompt, token_ids), params, str(next(self._ids)))
-        (output,) = [output async for output in stream]
+        (output,) = [output async for output in self._outputs(prompt, token_ids, params)]
         assert output.finished and output.prompt_token_ids == token_ids.tolist()
         return output
+
+    async def _outputs(self, prompt: Prompt, token_ids: Ints, params: Any) -> AsyncGenerator["RequestOutput", None]:
+        """What comes of a request; closing it ends the request in vLLM."""
+        await self._open.wait()
+        made = self._llm.generate(self._input(prompt, token_ids), params, str(next(self._ids)))
+        async with contextlib.aclosing(made) as outputs:
+            async for output in outputs:
+                yield output
 
     def _input(self, prompt: Prompt, token_ids: Ints) -> Any:
         """What vLLM's own processor would make of ids and pictures; pictures of equal states are computed once."""

@@ -1,14 +1,16 @@
 """Runs of players: so many moves on fresh boards as boards end (the paper's protocol), or one whole episode.
 
     a player that looks at the game itself   Choose (envs.players): game -> action, or raises `Stopped`
-    a player that is asked                   Ask: question (the state, so the picture and the rules) -> reply in text
+    a player that is asked                   Ask: question (the state, so the picture and the rules) -> reply in text;
+                                             or Watch, where somebody looks on: the reply as it grows
 
 All players see the same first board for a seed, and are counted the same way.
 """
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ from envs.players import Choose
 from envs.rewards import Reward, reward_table, ternary
 from g1_ray.rollout.judge import judge, share
 from g1_ray.seeds import seed_of
-from g1_ray.types import Completion, Request, Sampling
+from g1_ray.types import Completion, Ints, Prompt, Request, Sampling
 
 if TYPE_CHECKING:
     from g1_ray.models.chat import Chat
@@ -61,7 +63,7 @@ class Reply:
 
     text: str
     finish_reason: str = "stop"
-    """'length' where the answer was cut off."""
+    """'length' where the answer was cut off; '' while it grows."""
     prompt_tokens: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -69,8 +71,12 @@ class Reply:
 
 Ask = Callable[[Question], Awaitable[Reply]]
 """A player that is shown the board. It ends its run early by raising `Stopped`."""
+Watch = Callable[[Question], AsyncGenerator[Reply, None]]
+"""The same, its reply seen as it grows: each one longer than the one before, the last one whole."""
 Generate = Callable[[Sequence[Request], Sampling], Awaitable[Sequence[Sequence[Completion]]]]
 """An engine's `generate`."""
+Stream = Callable[[Request, Sampling], AsyncGenerator[Ints | Completion, None]]
+"""An engine's `stream`."""
 
 
 def ask_model(chat: "Chat", generate: Generate, sampling: Sampling) -> Ask:
@@ -79,15 +85,32 @@ def ask_model(chat: "Chat", generate: Generate, sampling: Sampling) -> Ask:
     async def ask(question: Question) -> Reply:
         begun, prompt = time.monotonic(), chat.prompt([(question.state, None)])
         ((answer,),) = await generate([Request(prompt, 1, question.sampling_seed)], sampling)
-        return Reply(
-            text=chat.decode(answer.token_ids),
-            finish_reason=answer.finish_reason,
-            prompt_tokens=len(prompt.token_ids),
-            tokens=len(answer.token_ids),
-            seconds=time.monotonic() - begun,
-        )
+        return _reply(chat, prompt, answer, begun)
 
     return ask
+
+
+def watch_model(chat: "Chat", stream: Stream, sampling: Sampling) -> Watch:
+    """A model as a player that is looked at while it answers."""
+
+    async def watch(question: Question) -> AsyncGenerator[Reply, None]:
+        begun, prompt = time.monotonic(), chat.prompt([(question.state, None)])
+        async with contextlib.aclosing(stream(Request(prompt, 1, question.sampling_seed), sampling)) as pieces:
+            async for piece in pieces:
+                yield _reply(chat, prompt, piece, begun)
+
+    return watch
+
+
+def _reply(chat: "Chat", prompt: Prompt, answer: Ints | Completion, begun: float) -> Reply:
+    token_ids, ended = (answer.token_ids, answer.finish_reason) if isinstance(answer, Completion) else (answer, "")
+    return Reply(
+        text=chat.decode(token_ids),
+        finish_reason=ended,
+        prompt_tokens=len(prompt.token_ids),
+        tokens=len(token_ids),
+        seconds=time.monotonic() - begun,
+    )
 
 
 @dataclass(frozen=True)
@@ -119,6 +142,10 @@ class Move:
     prompt_tokens: int = 0
     tokens: int = 0
     seconds: float = 0.0
+
+
+OnMove = Callable[[Move], None]
+"""Is told of each move as it is counted."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +191,7 @@ class _Table:
     num_moves: int
     """0: to the end of the episode."""
     reward: Reward
+    on_move: OnMove | None = None
     moves: list[Move] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -214,14 +242,24 @@ class _Table:
         )
         if outcome.legal:  # else the board is as it was
             self._best = float("nan")
+        if self.on_move:
+            self.on_move(self.moves[-1])
 
     def run(self) -> Run:
         return Run(self.seed, tuple(self.moves))
 
 
-def play(task: Task, player: str, choose: Choose, seed: int, moves: int = 0, reward: Reward = ternary) -> Run:
+def play(
+    task: Task,
+    player: str,
+    choose: Choose,
+    seed: int,
+    moves: int = 0,
+    reward: Reward = ternary,
+    on_move: OnMove | None = None,
+) -> Run:
     """A run of `moves` moves, or with 0 of one episode, by a player that looks at the game itself."""
-    table = _Table(task, player, seed, moves, reward)
+    table = _Table(task, player, seed, moves, reward, on_move)
     while table.goes_on():
         try:
             action = choose(table.game, table.rng)
@@ -232,10 +270,17 @@ def play(task: Task, player: str, choose: Choose, seed: int, moves: int = 0, rew
 
 
 async def play_asked(
-    task: Task, game: str, player: str, ask: Ask, seed: int, moves: int = 0, reward: Reward = ternary
+    task: Task,
+    game: str,
+    player: str,
+    ask: Ask,
+    seed: int,
+    moves: int = 0,
+    reward: Reward = ternary,
+    on_move: OnMove | None = None,
 ) -> Run:
     """A run of a player that is shown each board of what is called `game`. What can't be read is a move lost."""
-    table = _Table(task, player, seed, moves, reward)
+    table = _Table(task, player, seed, moves, reward, on_move)
     codec = Codec(table.task)
     while table.goes_on():
         state, best = table.state, table.best

@@ -14,7 +14,7 @@ import os
 import re
 import tempfile
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -32,7 +32,7 @@ from g1_ray.config_text import explain
 from g1_ray.engines.make import default_kind, make_engine
 from g1_ray.evaluation.endpoint import Endpoint, EndpointConfig
 from g1_ray.evaluation.lab import Lab, experiment
-from g1_ray.evaluation.play import Question, Reply, Stopped, ask_model
+from g1_ray.evaluation.play import Question, Reply, Stopped, ask_model, watch_model
 from g1_ray.grammar import option_types, parse_spec, read_option
 from g1_ray.models.find import check_model, is_adapter, merge_adapter, model_path
 from g1_ray.types import Sampling
@@ -89,6 +89,8 @@ class Opened(NamedTuple):
     """What the lab finds of a player on a game and states of it, where answers can be begun for them."""
     troubles: Callable[[], dict[str, int]] = dict
     """What went wrong on the way to the replies, and how often."""
+    watch: "Callable[[Any, Question], AsyncGenerator[Reply, None]] | None" = None
+    """As `ask`, the reply seen as it grows, where it can be."""
 
 
 class Asked(Player):
@@ -221,11 +223,14 @@ class Model(Asked):
             await engine.start()
             asks = {player.name: ask_model(chat, engine.generate, player.sampling) for player in players}
 
+            def watch(player: "Model", question: Question) -> AsyncGenerator[Reply, None]:
+                return watch_model(chat, engine.stream, player.sampling)(question)
+
             async def examine(player: "Model", game: str, states: Sequence[State]) -> Lab:
                 return await experiment(game, player.name, states, chat, engine.generate, player.sampling)
 
             try:
-                yield Opened(lambda player, question: asks[player.name](question), examine)
+                yield Opened(lambda player, question: asks[player.name](question), examine, watch=watch)
             finally:
                 await engine.stop()
 

@@ -1,6 +1,7 @@
 """Both engines against a plain forward pass of the same model. vLLM's are slow: it takes half a minute to start."""
 
 import asyncio
+import contextlib
 import importlib.util
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +19,7 @@ from g1_ray.engines.transformers import TransformersEngine, sample
 from g1_ray.engines.vllm import VLLMEngine
 from g1_ray.engines.weight_sync import CANARY_TOLERANCE, Canary, WeightSyncError, pack_weights
 from g1_ray.models.chat import Chat
-from g1_ray.types import Floats, Ints, Prompt, Request, Sampling
+from g1_ray.types import Completion, Floats, Ints, Prompt, Request, Sampling
 
 MODEL = f"{g1_ray.__path__[0]}/models/tiny-base"
 CONFIG = EngineConfig(gpus=0, kv_cache_gb=0.25, max_model_len=512, max_num_seqs=64, enforce_eager=True)
@@ -242,6 +243,49 @@ def test_more_answers_than_rows_wait_their_turn(running: Running) -> None:
     for i in (0, 13, 23):
         (alone,) = running.run(running.engine.generate([requests[i]], sampling=short))
         assert [a.token_ids.tolist() for a in alone] == [a.token_ids.tolist() for a in answers[i]]
+
+
+def test_a_streamed_answer_grows_into_the_one_that_is_given_whole(running: Running) -> None:
+    request = Request(prompt_of(TASKS[0], 5), 1, 5)
+
+    async def pieces() -> list[Ints | Completion]:
+        return [piece async for piece in running.engine.stream(request)]
+
+    *growing, whole = running.run(pieces())
+    ((answer,),) = running.run(running.engine.generate([request]))
+    assert isinstance(whole, Completion)
+    assert whole.token_ids.tolist() == answer.token_ids.tolist() and whole.finish_reason == answer.finish_reason
+    np.testing.assert_allclose(whole.logprobs, answer.logprobs, atol=1e-5)
+    sizes = [len(piece) for piece in growing if not isinstance(piece, Completion)]
+    assert sizes == sorted(sizes) and len(sizes) >= len(answer.token_ids) // 2
+    assert all(whole.token_ids[: len(piece)].tolist() == piece.tolist() for piece in growing)
+
+
+def test_what_nobody_waits_for_is_ended(running: Running) -> None:
+    request = Request(prompt_of(TASKS[0], 6), 1, 6)
+    long = Sampling(max_tokens=400)
+
+    def at_work() -> bool:
+        engine = running.engine
+        if isinstance(engine, TransformersEngine):
+            return bool(engine._waiting) or len(engine._rows) > 0
+        return engine._llm.output_processor.has_unfinished_requests()
+
+    async def leave_early() -> list[bool]:
+        seen = []
+        async with contextlib.aclosing(running.engine.stream(request, long)) as pieces:
+            async for _ in pieces:
+                seen.append(at_work())
+                break
+        asking = asyncio.create_task(running.engine.generate([request, request], long))
+        await asyncio.sleep(0.05)
+        seen.append(at_work())
+        asking.cancel()
+        await asyncio.wait([asking])
+        await asyncio.sleep(0.5)
+        return [*seen, at_work()]
+
+    assert running.run(leave_early()) == [True, True, False]
 
 
 def test_missing_vllm_is_named_with_its_fix(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,18 @@ def test_a_player_is_watched_and_saved(name, tmp_path, capsys):
         assert clip.n_frames >= 4
 
 
+def test_a_model_is_watched_with_its_words(tmp_path, capsys):
+    argv = ["play", "2048", "--reasoning", "size=3", "--perception", "tile_px=28", "--moves", "2"]
+    assert main([*argv, "--player", "tiny-coldstart", "--save", str(tmp_path / "moves.parquet")]) == 0
+    out = capsys.readouterr().out
+    assert out.count("<answer>") == 2 and "board 100% right" in out and "after 2 moves" in out
+    assert main([*argv, "--player", f"human:{tmp_path / 'moves.parquet'}"]) == 0
+    again = capsys.readouterr().out
+    assert [line for line in again.splitlines() if "score" in line] == [
+        line for line in out.splitlines() if "score" in line
+    ]
+
+
 def test_playing_by_hand(monkeypatch, capsys, tmp_path):
     lines = iter(["hint", "sideways", "up", "0", "left", "quit"])
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
