@@ -234,8 +234,8 @@ class RunConfig(Section):
     checkpoint_every: int = Field(50, ge=0, description="steps; 0: only at the end")
     keep_checkpoints: int = Field(2, ge=2, description="how many of the newest stay")
     canary_every: int = Field(10, ge=0, description="steps between comparisons of engine and learner; 0: never")
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
-        ("tensorboard",), description="where metrics go beside metrics.jsonl"
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"] | OwnName, ...] = Field(
+        ("tensorboard",), description="where metrics go beside metrics.jsonl: runs/trackers.py, or module:name"
     )
     model: ModelConfig
     games: tuple[GameConfig, ...] = Field(min_length=1)
@@ -358,9 +358,5 @@ def _value(text: str, override: str) -> Any:
 
 def check_software(config: RunConfig) -> None:
     """Raises `ValueError` where the run needs something that is not installed, engines aside."""
-    for tracker in config.trackers:
-        module = {"tensorboard": "tensorboardX", "wandb": "wandb"}[tracker]
-        if importlib.util.find_spec(module) is None:
-            raise ValueError(f"trackers: {tracker!r} needs the package {module}: pip install {module}, or leave it out")
     if config.model.lora.rank and importlib.util.find_spec("peft") is None:
         raise ValueError("model.lora.rank is set, and peft is not installed: pip install peft, or model.lora.rank=0")

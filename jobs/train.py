@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     from g1_ray.config import check_software, load_config
     from g1_ray.engines.make import check_engine
     from g1_ray.models.find import check_model
+    from g1_ray.runs.trackers import check_trackers
 
     config = load_config(args.config, args.overrides)
     if args.dry_run:
@@ -36,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         print(text)
         return 0 if fits else 2
     check_software(config)
+    check_trackers(config.trackers)
     check_engine(config.engine.kind)
     check_model(config.model.path)
     for name, path in config.eval.baselines.items():
@@ -57,6 +59,8 @@ def train(config: "RunConfig", resume: bool = False, address: str = "", cluster_
 
     folder = RunFolder.open(config, resume=resume)
     start_logging("driver", folder.path)
+    for look in folder.track():
+        print(f"curves as they come: {look}", flush=True)
     checkpoint = folder.latest() if resume else None
     stop = _stop_on_signals()
     begun = time.monotonic()

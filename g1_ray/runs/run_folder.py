@@ -17,7 +17,7 @@ import functools
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 from g1_ray.config import RunConfig, load_config
 from g1_ray.files import Journal, read_lines, write_json, write_lines, write_text
 from g1_ray.runs import checkpoints
+from g1_ray.runs.trackers import Trackers
 from g1_ray.runs.trajectories import TrajectoryWriter, files_in
 from g1_ray.types import Fate, Group
 
@@ -40,7 +41,7 @@ class RunFolder:
         if not (self.path / "config.json").is_file():
             raise ValueError(f"{self.path}: no config.json, so this is not the folder of a run")
         self._journals: dict[str, Journal] = {}
-        self._trackers: list[Tracker] | None = None
+        self._trackers: Trackers | None = None
 
     @classmethod
     def open(cls, config: RunConfig, resume: bool = False) -> "RunFolder":
@@ -90,14 +91,13 @@ class RunFolder:
         """A line of metrics.jsonl, where NaN and infinities become null, and the same to the trackers without them."""
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self._append("metrics.jsonl", {"step": step, "time": time.time(), **dict.fromkeys(metrics), **finite})
-        for log, _ in self._open_trackers(step):
-            log(step, finite)
+        if self._trackers:
+            self._trackers.log(step, finite)
 
-    def _open_trackers(self, step: int) -> "list[Tracker]":
-        if self._trackers is None:
-            kinds = {"tensorboard": _tensorboard, "wandb": _wandb}
-            self._trackers = [kinds[name](self.path, self.config, step) for name in self.config.trackers]
-        return self._trackers
+    def track(self) -> list[str]:
+        """From now on, metrics go to the config's trackers too. Gives how to look at them."""
+        self._trackers = Trackers(self.path, self.config, self.num_steps + 1)
+        return self._trackers.looks()
 
     @property
     def num_steps(self) -> int:
@@ -193,9 +193,8 @@ class RunFolder:
             self._trajectories.flush()
         for journal in self._journals.values():
             journal.close()
-        for _, close in self._trackers or ():
-            close()
-        self._trackers = None
+        if self._trackers:
+            self._trackers.close()
 
     def _append(self, name: str, line: Mapping[str, Any]) -> None:
         self._journals.setdefault(name, Journal(self.path / name)).append(line)
@@ -219,29 +218,3 @@ class RunFolder:
         write_lines(self.path / "metrics.jsonl", metrics)
         for path in files_in(self.path / "trajectories")[mark["files"] :]:
             path.unlink()
-
-
-Tracker = tuple[Callable[[int, Mapping[str, float]], None], Callable[[], None]]
-"""Logs the metrics of a step; closes."""
-
-
-def _tensorboard(path: Path, config: RunConfig, step: int) -> Tracker:
-    from tensorboardX import SummaryWriter
-
-    # What an earlier session logged from this step on is taken back.
-    writer = SummaryWriter(str(path / "tensorboard"), purge_step=step, filename_suffix=f".{step}", flush_secs=10)
-
-    def log(step: int, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
-            writer.add_scalar(name, value, step)
-
-    return log, writer.close
-
-
-def _wandb(path: Path, config: RunConfig, step: int) -> Tracker:
-    import wandb
-
-    identity = f"{config.name}-{int(read_lines(path / 'notes.jsonl')[0]['time'])}"
-    about = {"name": config.name, "dir": str(path), "config": config.model_dump(mode="json")}
-    run = wandb.init(project="g1_ray", id=identity, resume="allow", **about)
-    return lambda step, metrics: run.log(dict(metrics), step=step), run.finish

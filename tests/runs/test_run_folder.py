@@ -61,6 +61,7 @@ def test_a_folder_that_is_not_free_is_refused_with_the_fix(tmp_path):
 
 def test_metrics_are_json_and_go_to_tensorboard(tmp_path):
     folder = RunFolder.open(small_config(tmp_path))
+    assert folder.track() == [f"tensorboard --logdir {tmp_path}"]
     folder.log(1, {"2048/reward": 0.5, "loss": float("nan")})
     folder.log(2, {"2048/reward": 0.75})
     # Flushed while the run goes on.
@@ -73,6 +74,7 @@ def test_metrics_are_json_and_go_to_tensorboard(tmp_path):
     save_checkpoint(folder, 1)
     folder.mark(1, num_issued=0)
     again = RunFolder.open(small_config(tmp_path), resume=True)
+    again.track()
     again.log(2, {"2048/reward": 0.25})
     again.close()
     begun = [event.step for event in events_in(folder) if event.session_log.status == event.session_log.START]
