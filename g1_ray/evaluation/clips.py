@@ -1,18 +1,17 @@
 """Animated pictures of runs."""
 
-import textwrap
+import re
 from fractions import Fraction
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from envs.drawing import Frame
 from g1_ray.evaluation.play import Run
 
-SIDE = 336  # pixels of the longer side of a clip's board
-_BAR = 40
-_TEXT = 360  # pixels of the column for a model's words
-_DARK = (22, 24, 30)
+SIDE = 336  # pixels that the longer side of a clip's board has at least
+_BAR, _TEXT, _LINE, _EDGE = 52, 360, 18, 10  # pixels: below the board, beside it, a line of words, what stays free
+_DARK, _LIGHT, _BLUE, _RED = (22, 24, 30), (240, 240, 240), (150, 200, 255), (255, 150, 140)
 ENDINGS = (".webp", ".gif", ".mp4")
 
 
@@ -21,19 +20,20 @@ def save_clip(run: Run, path: str | Path, player: str, frame_ms: int = 350, move
 
     Raises `ValueError` on a path with another ending than `ENDINGS`.
     """
+    shown = run.moves[: moves or None]
     frames, score, words = [], 0.0, any(move.text for move in run.moves)
-    for number, move in enumerate(run.moves[: moves or None], 1):
+    for number, move in enumerate(shown, 1):
         game = move.state.game()
         told = move.cause if move.action is None else game.actions.write(move.action)
-        if move.action is not None and not move.legal:
-            told += " (illegal)"
-        frames.append(_frame(move.state.task.draw(game), f"{number}: {told}", f"{player}  {score:g}"))
-        if words:
-            frames[-1] = _beside(frames[-1], move.text)
+        told += "" if move.legal or move.action is None else " (illegal)"
+        frame = _frame(
+            move.state.task.draw(game), f"{number}: {told}", f"score {score:g}", player, _LIGHT if move.legal else _RED
+        )
+        frames.append(_beside(frame, move.text) if words else frame)
         score += move.gain
-        if move.over and number == len(run.moves[: moves or None]):
+        if move.over and number == len(shown):
             game.step(move.action)
-            end = _frame(move.state.task.draw(game), "won" if move.success else "end", f"{player}  {score:g}")
+            end = _frame(move.state.task.draw(game), "won" if move.success else "end", f"score {score:g}", player)
             frames.append(_beside(end, "") if words else end)
     _save(frames, path, frame_ms)
 
@@ -67,27 +67,73 @@ def _save_mp4(frames: list[Image.Image], path: Path, frame_ms: int) -> None:
         file.mux(stream.encode())
 
 
+def _frame(board: Frame, move: str, score: str, player: str, colour: tuple[int, int, int] = _LIGHT) -> Image.Image:
+    """The board, and below it the move with the score, and who plays."""
+    picture = _sized(Image.fromarray(board))
+    width = max(picture.width, SIDE)
+    frame = Image.new("RGB", (width, picture.height + _BAR), _DARK)
+    frame.paste(picture, ((width - picture.width) // 2, 0))
+    draw, font, small = ImageDraw.Draw(frame), ImageFont.load_default(18), ImageFont.load_default(14)
+    right, free = width - _EDGE, width - 3 * _EDGE - font.getlength(score)
+    draw.text((right, picture.height + 17), score, _LIGHT, font, anchor="rm")
+    draw.text((_EDGE, picture.height + 17), _fitting(move, font, free), colour, font, anchor="lm")
+    draw.text((_EDGE, picture.height + 38), _fitting(player, small, width - 2 * _EDGE), _BLUE, small, anchor="lm")
+    return frame
+
+
+def _sized(picture: Image.Image) -> Image.Image:
+    """A board that can be looked at: small ones a whole number of times as large, so that their pixels stay squares."""
+    longer = max(picture.size)
+    if longer < SIDE:
+        times = -(-SIDE // longer)
+        return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return picture
+
+
 def _beside(board: Image.Image, text: str) -> Image.Image:
-    """The picture with the text to its right, wrapped; what does not fit is left out."""
-    frame = Image.new("RGB", (board.width + _TEXT, board.height), _DARK)
+    """The picture with the text to its right; of a text that is too long the middle is left out."""
+    frame = Image.new("RGB", (board.width + _TEXT, max(board.height, SIDE + _BAR)), _DARK)
     frame.paste(board)
     draw, font = ImageDraw.Draw(frame), ImageFont.load_default(14)
-    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 44) or [""]]
-    for number, line in enumerate(lines[: (board.height - 16) // 18]):
-        draw.text((board.width + 14, 8 + 18 * number), line, (215, 220, 228), font)
+    lines = _wrapped(text, font, _TEXT - 2 * _EDGE)
+    fit = (frame.height - 2 * _EDGE) // _LINE
+    if len(lines) > fit:  # the answer stands at the end
+        lines = [*lines[: fit // 2], "[...]", *lines[len(lines) - (fit - fit // 2 - 1) :]]
+    for number, line in enumerate(lines):
+        draw.text((board.width + _EDGE, _EDGE + _LINE * number), line, (215, 220, 228), font)
     return frame
 
 
-def _frame(board: Frame, left: str, right: str) -> Image.Image:
-    """The board, as large for every task, and two texts below it that share its width."""
-    picture = Image.fromarray(board)
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    picture = ImageOps.contain(picture, (SIDE, SIDE), Image.Resampling.NEAREST)
-    frame = Image.new("RGB", (picture.width, picture.height + _BAR), _DARK)
-    frame.paste(picture)
-    draw, sizes = ImageDraw.Draw(frame), map(ImageFont.load_default, range(18, 6, -1))
-    font = next((font for font in sizes if draw.textlength(left + right, font) < picture.width - 40), None)
-    middle = picture.height + _BAR // 2
-    draw.text((8, middle), left, (240, 240, 240), font, anchor="lm")
-    draw.text((picture.width - 8, middle), right, (150, 200, 255), font, anchor="rm")
-    return frame
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def _fitting(text: str, font: Font, width: float) -> str:
+    """The text, without its middle where it is too wide: names differ at both ends."""
+    text = _drawable(text)
+    if font.getlength(text) <= width:
+        return text
+    kept = next(n for n in range(len(text) - 1, -1, -1) if font.getlength(_clipped(text, n)) <= width or not n)
+    return _clipped(text, kept)
+
+
+def _clipped(text: str, kept: int) -> str:
+    return text[: kept - kept // 2] + "..." + text[len(text) - kept // 2 :]
+
+
+def _wrapped(text: str, font: Font, width: float) -> list[str]:
+    """The lines of a text, none wider than `width` pixels."""
+    lines = []
+    for line in _drawable(text).splitlines():
+        lines.append("")
+        for piece in re.findall(r"\s*\S{1,20}", line):  # longer words are broken
+            if lines[-1] and font.getlength(lines[-1] + piece) > width:
+                lines.append("")
+                piece = piece.lstrip()
+            lines[-1] += piece
+    return lines
+
+
+def _drawable(text: str) -> str:
+    """The text without what no font draws: half a character, control characters other than line breaks."""
+    return re.sub(r"[^\S\n ]|[\ud800-\udfff\x00-\x09\x0b-\x1f]", " ", text.replace("\r\n", "\n"))

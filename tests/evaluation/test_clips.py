@@ -30,15 +30,55 @@ def test_an_mp4_has_every_frame_with_its_colour_and_even_sides(tmp_path):
     assert (about.name, about.pix_fmt, stream.average_rate) == ("h264", "yuv420p", 2)
 
 
-@pytest.mark.parametrize("player", ["G1, T=1", "cold start, greedy, of a long name"])
-@pytest.mark.parametrize("side", [84, 672])
-def test_a_move_and_a_player_stand_side_by_side(side, player):
-    frame = np.asarray(clips._frame(np.zeros((side, side, 3), np.uint8), "16: (2, 1) (3, 1)", f"{player}  5"))
-    assert frame.shape == (clips.SIDE + 40, clips.SIDE, 3)
-    bar = frame[clips.SIDE :].astype(int)
-    move = np.flatnonzero((bar[..., 0] > 200).any(0))
-    name = np.flatnonzero((bar[..., 2] - bar[..., 0] > 60).any(0))
-    assert len(move) and len(name) and move.max() + 8 < name.min()
+NAMES = ["G1, T=1", "a-model-of-2026/checkpoints/step-100, greedy, of a long name " * 2]
+MOVES = ["16: (2, 1) (3, 1)", "9: " + "two different answers, " * 4]
+
+
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("player", NAMES)
+@pytest.mark.parametrize("height, width", [(56, 56), (140, 140), (672, 672), (56, 280), (280, 28)])
+def test_words_stand_below_the_board_and_never_over_each_other(height, width, player, move):
+    frame = np.asarray(clips._frame(np.zeros((height, width, 3), np.uint8), move, "score 1234", player)).astype(int)
+    bar = frame[-clips._BAR :]
+    light, blue = bar.min(-1) > 150, (bar[..., 2] - bar[..., 0] > 60) & (bar[..., 2] > 150)
+    columns = np.flatnonzero(light.any(0))
+    gap = np.diff(columns)[np.diff(columns) > 1].max()  # between the move and the score
+    assert gap >= clips._EDGE and columns.min() >= clips._EDGE - 2 and columns.max() < frame.shape[1] - clips._EDGE + 2
+    rows = np.flatnonzero(blue.any(1))
+    assert rows.min() > np.flatnonzero(light.any(1)).max() and rows.max() < clips._BAR - 2
+    assert np.flatnonzero(blue.any(0)).max() < frame.shape[1] - clips._EDGE + 2
+    assert np.ptp(rows) >= 9  # a name is as large as it can be read
+
+
+GAMES = [("2048", {"size": n}) for n in (2, 3, 5)] + [
+    ("swap", {"rows": 8, "cols": 8}),
+    ("shisen", {"rows": 2, "cols": 6}),
+]
+
+
+@pytest.mark.parametrize("name, reasoning", [*GAMES, ("shisen-photos", {"rows": 4, "cols": 4})])
+def test_a_small_board_is_a_whole_number_of_times_as_large(name, reasoning):
+    task = Task.make(name, reasoning=reasoning, perception={"tile_px": 28})
+    game = task.new_game()
+    game.reset(0)
+    board = task.draw(game)
+    frame = np.asarray(clips._frame(board, "1: up", "score 0", "G1"))
+    times = frame[: -clips._BAR].shape[0] // board.shape[0]
+    large = board.repeat(times, 0).repeat(times, 1)
+    assert max(large.shape) >= clips.SIDE and np.array_equal(frame[: large.shape[0], : large.shape[1]], large)
+
+
+def test_words_are_wrapped_and_the_answer_at_the_end_is_kept():
+    font = clips.ImageFont.load_default(14)
+    text = "<think>" + "W" * 90 + " wide WORDS \ud83d and 走 \t\x00" * 60 + "</think>\r\n\r\n<answer>up</answer>"
+    lines = clips._wrapped(text, font, 340)
+    assert all(font.getlength(line) <= 340 for line in lines) and lines[-2:] == ["", "<answer>up</answer>"]
+    assert "".join(lines).replace(" ", "").count("W") == 90 + 60
+    board = Image.new("RGB", (336, 107))
+    first, second = (np.asarray(clips._beside(board, told)) for told in (text, text.replace("up", "left")))
+    assert first.shape == second.shape == (clips.SIDE + clips._BAR, 336 + clips._TEXT, 3)
+    differ = np.flatnonzero((first != second).any((1, 2)))
+    assert len(differ) and differ.min() > clips.SIDE  # in the last line
 
 
 def test_a_run_is_the_same_clip_as_mp4_and_as_webp(tmp_path):
