@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import math
 import tomllib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,8 +29,16 @@ class Mean(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        digits = 0 if self.mean >= 100 else 1 if self.mean >= 10 else 2
+        digits = _digits(self.mean)
         return f"{self.mean:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
+
+def _digits(mean: float) -> int:
+    return 0 if mean >= 100 else 1 if mean >= 10 else 2
+
+
+def _number(mean: float) -> str:
+    return f"{mean:.{_digits(mean)}f}"
 
 
 def bootstrap_mean(values: Sequence[float], resamples: int = 10_000) -> Mean:
@@ -43,6 +52,15 @@ def bootstrap_mean(values: Sequence[float], resamples: int = 10_000) -> Mean:
     )
     low, high = np.quantile(means, (0.025, 0.975))
     return Mean(float(data.mean()), float(low), float(high))
+
+
+def difference_of(one: Mean, other: Mean) -> Mean:
+    """`one` less `other`, of independent runs, with the interval that follows from theirs (MOVER: Zou and Donner 2008,
+    equation 6). On equal seeds, whose scores go together, it is wider than it need be."""
+    mean = one.mean - other.mean
+    down = math.hypot(one.mean - one.low, other.high - other.mean)
+    up = math.hypot(one.high - one.mean, other.mean - other.low)
+    return Mean(mean, mean - down, mean + up)
 
 
 @dataclass(frozen=True)
@@ -136,6 +154,32 @@ def results_table(
     known = dict.fromkeys(column for row in done for column in row)  # in the order of their first row
     columns = [column for column in known if any(row.get(column) for row in done)]
     return [tuple(columns), *(tuple(row.get(column, "") for column in columns) for row in done)]
+
+
+def verdict(results: Sequence[Mapping[str, Any]], trained: str, before: str) -> list[str]:
+    """What the scores say of a model and of the one that it was trained from: a line for each game and way of asking.
+
+    `results` are lines of results.json (`as_json`); `trained` and `before` are the names of the two in them, with or
+    without the way that they were asked: "G1" is "G1", "G1, T=1" and "G1, greedy". A line is e.g.
+    "2048, greedy: G1 is better than cold start by 100 [41, 161]: 724 after 624". Where the interval of the difference
+    has 0 in it the two are "level, no difference that 30 runs can tell". None where one of them did not play.
+    """
+    scores = {(line["game"], line["player"]): (Mean(*line["score"]), line["runs"]) for line in results}
+    lines = []
+    for (game, player), (now, runs) in scores.items():
+        way = player.removeprefix(trained)
+        past, _ = scores.get((game, before + way), (None, 0))
+        if past is None or not player.startswith(trained) or not (not way or way.startswith(", ")):
+            continue
+        where = f"{game}{way}: {trained}"
+        means = f"{_number(now.mean)} after {_number(past.mean)}"
+        if (gain := difference_of(now, past)).low > 0:
+            lines.append(f"{where} is better than {before} by {gain}: {means}")
+        elif (loss := difference_of(past, now)).low > 0:
+            lines.append(f"{where} is worse than {before} by {loss}: {means}")
+        else:
+            lines.append(f"{where} and {before} are level, no difference that {runs} runs can tell: {means}")
+    return lines
 
 
 def _row(result: Result, reference: str) -> dict[str, str]:
