@@ -1,13 +1,20 @@
-"""Files and folders that are whole or not there, and files of lines that outlive a crash."""
+"""Files and folders that are whole or not there, files of lines that outlive a crash, and who may write to a folder."""
 
 import contextlib
+import fcntl
 import json
+import logging
 import os
 import re
 import shutil
+import socket
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
+
+log = logging.getLogger(__name__)
+LOCK = ".lock"
 
 
 @contextlib.contextmanager
@@ -89,3 +96,39 @@ class Journal:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+class Lock:
+    """What makes this process the only one that writes to a folder, until `release` or its end, whatever ends it.
+
+    The folder is made where it is not there. Who only reads needs no lock. It is flock(2) on a file `.lock`, which says
+    who has it: between machines it holds on network file systems that know locks, as NFS does by default; on those that
+    know none a warning is logged, and nothing keeps two processes apart.
+
+    Raises `ValueError` where another process has the folder, or it can't be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = (folder / LOCK).open("a+")
+        except OSError as error:
+            raise ValueError(f"{folder} can't be written: {error.strerror}; give another folder") from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            owner = self._file.read() or "another process"
+            self._file.close()
+            raise ValueError(
+                f"{folder} is in use by {owner}.\nWait until that has ended, end it, or give another folder."
+            ) from None
+        except OSError as error:
+            log.warning("%s: no lock can be had (%s); see to it that nobody else writes there", folder, error.strerror)
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        self._file.flush()
+
+    def release(self) -> None:
+        """Lets others have the folder."""
+        self._file.close()

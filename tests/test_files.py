@@ -1,8 +1,15 @@
 """Files and folders are whole or not there, and lines outlive a crash."""
 
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 
-from g1_ray.files import Journal, read_lines, write_json, write_lines, write_text, written
+from g1_ray.files import Journal, Lock, read_lines, write_json, write_lines, write_text, written
 
 
 def names(folder):
@@ -90,3 +97,55 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
     assert path.read_text() == '{\n  "a": 1\n}\n' and names(tmp_path) == ["report.json"]
+
+
+OWNER = """
+import pathlib, subprocess, sys
+from g1_ray.files import Lock
+lock = Lock(pathlib.Path(sys.argv[1]))
+child = subprocess.Popen(["sleep", "60"])  # a child that outlives its parent does not keep the lock
+print(child.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, None])
+def test_a_folder_has_one_owner_however_that_ends(tmp_path, ending):
+    folder = tmp_path / "deep" / "run"
+    command = [sys.executable, "-c", OWNER, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
+        child = int(owner.stdout.readline())
+        with pytest.raises(ValueError, match=rf"run is in use by process {owner.pid} on .*, since 20.*\n.*end it"):
+            Lock(folder)
+        owner.send_signal(ending) if ending else owner.stdin.close()
+        owner.wait(10)
+    Lock(folder).release()
+    os.kill(child, signal.SIGKILL)
+
+
+def test_an_owner_in_this_process_counts_too_until_it_lets_go(tmp_path):
+    lock = Lock(tmp_path)
+    with pytest.raises(ValueError, match=f"by process {os.getpid()} "):
+        Lock(tmp_path)
+    lock.release()
+    again = Lock(tmp_path)
+    assert (tmp_path / ".lock").read_text().count("process") == 1
+    del again
+    Lock(tmp_path).release()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/run"])
+def test_a_folder_that_can_not_be_written_is_told(tmp_path, place):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match=f"{place} can't be written: .*; give another"):
+        Lock(tmp_path / place)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
+    def flock(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    Lock(tmp_path)
+    assert "no lock can be had (No locks available)" in caplog.text
