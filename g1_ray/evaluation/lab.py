@@ -70,6 +70,17 @@ class Finding:
     unreadable: float
 
 
+COLUMNS = {
+    "p_acc": "P_acc",
+    "cell_acc": "cells right",
+    "r_acc": "R_acc",
+    "reward_rate": "moves that score",
+    "legal": "legal moves",
+    "unreadable": "unreadable",
+}
+"""Field of a finding -> what tables call it, in their order."""
+
+
 @dataclass(frozen=True)
 class Lab:
     """What the lab found of a player on a game."""
@@ -225,10 +236,10 @@ def lab_states(task: Task, num: int) -> list[State]:
 
 def lab_table(labs: Sequence[Lab]) -> list[tuple[str, ...]]:
     """Rows of text, the header first."""
-    rows: list[tuple[str, ...]] = [("game", "player", "intervention", *(f.name for f in dataclasses.fields(Finding)))]
+    rows: list[tuple[str, ...]] = [("game", "player", "intervention", *COLUMNS.values())]
     for lab in labs:
         for name, finding in lab.interventions.items():
-            values = (f"{value:.3f}" if value == value else "" for value in dataclasses.astuple(finding))
+            values = (f"{value:.3f}" if value == value else "" for value in map(vars(finding).get, COLUMNS))
             rows.append((lab.game, lab.player, name, *values))
     return rows
 

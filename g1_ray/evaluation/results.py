@@ -137,6 +137,42 @@ def result_of(
     )
 
 
+DIGITS = {"P_acc": 3, "cells right": 3, "R_acc": 3, "tokens": 1, "seconds a move": 2, "cost": 4}
+"""Of the columns whose cells are plain numbers."""
+
+
+def cells_of(line: Mapping[str, Any], reference: str = "") -> dict[str, Any]:
+    """A line of results.json as every table shows it: name of a column -> text, number, [mean, low, high] or None.
+
+    `reference`: the player whose scores the differences are from.
+    """
+    causes, tokens = line["causes"], line["tokens"]
+    most = f", most {next(iter(causes))}" if causes else ""
+    return {
+        "game": line["game"],
+        "player": line["player"],
+        "score": line["score"],
+        "moves that score, %": line["scoring"],
+        "legal moves, %": line["legal"],
+        "boards won": f"{line['won']} of {line['boards']}",
+        "regret a move": line["regret"],
+        f"score less {reference}'s": line.get("difference"),
+        "P_acc": line["p_acc"],
+        "cells right": line["cell_acc"],
+        "R_acc": line["r_acc"],
+        "unreadable": f"{line['unreadable']:.3f}{most}" if tokens or causes else None,
+        "tokens": tokens or None,
+        "seconds a move": line["seconds"] or None,
+        "cost": line["cost"] or None,
+    }
+
+
+def reference_in(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The player whom the scores of a results.json were compared with; '' where they were not."""
+    alone = {line["player"] for line in lines if not line.get("difference")}
+    return alone.pop() if len(alone) == 1 and any(line.get("difference") for line in lines) else ""
+
+
 def results_table(
     results: Sequence[Result], reference: str = "", published: Collection[str] = ()
 ) -> list[tuple[str, ...]]:
@@ -144,16 +180,21 @@ def results_table(
 
     What the paper gives for the games `published` stands below their results, and is marked.
     """
-    rows, done = [_row(result, reference) for result in results], []
-    for i, row in enumerate(rows):
-        done.append(row)
-        game = results[i].game
-        if game in published and (i + 1 == len(rows) or results[i + 1].game != game):
-            for name, told in PAPER_SCORES.get(game, {}).items():
-                done.append({"game": game, "player": f"{name} (published)", "score": told})
-    known = dict.fromkeys(column for row in done for column in row)  # in the order of their first row
-    columns = [column for column in known if any(row.get(column) for row in done)]
-    return [tuple(columns), *(tuple(row.get(column, "") for column in columns) for row in done)]
+    rows = []
+    for i, result in enumerate(results):
+        cells = cells_of(vars(result), reference)
+        rows.append({name: _text(value, DIGITS.get(name, 0)) for name, value in cells.items()})
+        if result.game in published and (i + 1 == len(results) or results[i + 1].game != result.game):
+            for name, told in PAPER_SCORES.get(result.game, {}).items():
+                rows.append({"game": result.game, "player": f"{name} (published)", "score": told})
+    columns = [column for column in (rows[0] if rows else ()) if any(row.get(column) for row in rows)]
+    return [tuple(columns), *(tuple(row.get(column, "") for column in columns) for row in rows)]
+
+
+def _text(value: Any, digits: int) -> str:
+    if value is None or value != value:
+        return ""
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
 def verdict(results: Sequence[Mapping[str, Any]], trained: str, before: str) -> list[str]:
@@ -180,30 +221,6 @@ def verdict(results: Sequence[Mapping[str, Any]], trained: str, before: str) -> 
         else:
             lines.append(f"{where} and {before} are level, no difference that {runs} runs can tell: {means}")
     return lines
-
-
-def _row(result: Result, reference: str) -> dict[str, str]:
-    def number(value: float, digits: int = 3) -> str:
-        return f"{value:.{digits}f}" if value == value else ""
-
-    row = {
-        "game": result.game,
-        "player": result.player,
-        "score": str(result.score),
-        "moves that score, %": str(result.scoring),
-        "legal moves, %": str(result.legal),
-        "boards won": f"{result.won} of {result.boards}",
-        "regret a move": str(result.regret),
-    }
-    if reference:
-        row[f"score less {reference}'s"] = str(result.difference or "") if result.player != reference else ""
-    row |= {"P_acc": number(result.p_acc), "cells right": number(result.cell_acc), "R_acc": number(result.r_acc)}
-    if result.tokens or result.causes:
-        row["unreadable"] = number(result.unreadable) + (f", most {next(iter(result.causes))}" if result.causes else "")
-        row["tokens"] = number(result.tokens, 1)
-        row["seconds a move"] = number(result.seconds, 2) if result.seconds else ""
-        row["cost"] = number(result.cost, 4) if result.cost else ""
-    return row
 
 
 def write_results(folder: Path, results: Sequence[Result], rows: Sequence[Sequence[str]]) -> None:
