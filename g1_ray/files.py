@@ -132,3 +132,15 @@ class Lock:
     def release(self) -> None:
         """Lets others have the folder."""
         self._file.close()
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process has the folder's lock; to be asked by who only looks."""
+    try:
+        with (folder / LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock there, or a file system that knows none
+        return False
+    return False

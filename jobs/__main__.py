@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train a VLM on games by reinforcement learning, on a laptop or a cluster",
     "graph": "print the graphs of a run and where its parts are placed",
     "explain": "tell why a board, an answer or a group of rollouts earns what it earns",
+    "runs": "list runs: games, state, steps, best reward",
     "report": "write a page that shows a run or an evaluation: curves, tables, rollouts board by board",
     "export": "hand rollouts and evaluations to other tools: data sets with pictures, inspect-ai",
     "bench": "measure the speed of the environments",

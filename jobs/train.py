@@ -5,6 +5,7 @@ import shutil
 import signal
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,9 @@ def train(config: "RunConfig", resume: bool = False, address: str = "", cluster_
                 progress.step(step, metrics)
 
             pipeline.train(on_step, stop.is_set)
+        except Exception as error:
+            folder.note(f"failed: {error}", traceback.format_exc())
+            raise
         finally:
             pipeline.close()
     trained_s = time.monotonic() - begun
@@ -84,7 +88,8 @@ def train(config: "RunConfig", resume: bool = False, address: str = "", cluster_
     results = []
     if config.eval.runs and not stop.is_set():
         results = evaluate(config, folder.path, str(folder.checkpoint(pipeline.version)))
-    folder.write_report(pipeline.books, time.monotonic() - begun, training_s=trained_s, results=results)
+    about = {"training_s": trained_s, "stopped": stop.is_set(), "results": results}
+    folder.write_report(pipeline.books, time.monotonic() - begun, **about)
     folder.close()
     if stop.is_set():
         print(f"stopped at step {pipeline.version}; go on with --resume")

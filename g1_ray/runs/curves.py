@@ -26,8 +26,37 @@ LAB_CURVES = {
     "lab_reward_rate_true_perception": "lab: moves that score, given the true board",
 }
 """Of runs that look into the lab now and then (eval.lab_every)."""
+GAME_CURVES = {
+    **CURVES,
+    "legal": "legal moves",
+    "unreadable": "unreadable answers",
+    "answer_tokens": "tokens of an answer",
+    "eval_score": "evaluation: score",
+    "eval_scoring": "evaluation: moves that score",
+    "eval_p_acc": "evaluation: P_acc",
+    **LAB_CURVES,
+}
+"""All that a page shows of each game."""
+RUN_CURVES = {
+    "loss": "loss",
+    "kl": "KL from the first policy, nats a token",
+    "inference_kl": "KL of engines and learner, nats a token",
+    "entropy": "entropy, nats a token",
+    "grad_norm": "norm of the gradient",
+    "clip_low": "tokens clipped below",
+    "clip_high": "tokens clipped above",
+    "ess": "effective share of the samples",
+    "lr": "learning rate",
+    "informative_groups": "informative groups: answers earn differently",
+    "staleness_mean": "staleness, mean, in steps",
+    "staleness_max": "staleness, most, in steps",
+    "tokens_per_s": "tokens a second",
+    "step_s": "seconds a step",
+    "canary_nats": "canary: engines less learner, nats",
+}
+"""All that a page shows of a run as a whole."""
 SFT_CURVES = {"loss": "loss, nats a token", "token_acc": "share of tokens foretold"}
-SHARES = ("p_acc", "r_acc", "token_acc", *LAB_CURVES)
+SHARES = (*"p_acc r_acc token_acc legal unreadable eval_scoring eval_p_acc informative_groups ess".split(), *LAB_CURVES)
 """Curves between 0 and 1."""
 
 
@@ -42,6 +71,21 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def games_with_curves(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     """The games that a run's metrics speak of."""
     return sorted({key.rpartition("/")[0] for line in metrics for key in line if key.endswith("/reward")})
+
+
+def curve_of(metrics: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
+    """The values [N] of a metric in N steps, NaN where a step lacks it. `informative_groups` is reckoned: not flat."""
+    if name == "informative_groups":
+        groups, flat = curve_of(metrics, "groups"), curve_of(metrics, "flat_groups")
+        return 1 - flat / np.where(groups > 0, groups, np.nan)
+    return np.array([line.get(name) for line in metrics], np.float64)
+
+
+def best_rewards(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The highest mean reward of each game, over a window of a twentieth of the run."""
+    window = max(1, len(metrics) // 20)
+    means = {game: smooth(curve_of(metrics, f"{game}/reward"), window) for game in games_with_curves(metrics)}
+    return {game: float(np.nanmax(mean)) for game, mean in means.items() if not np.isnan(mean).all()}
 
 
 def smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
@@ -97,7 +141,7 @@ def _draw(
     for axes, (curve, title) in zip(places, curves.items(), strict=False):
         for i, (label, metric) in enumerate(names.items()):
             # A step in which no answer bears on a metric lacks it.
-            values = np.array([line.get(metric[curve]) for line in metrics], np.float64)
+            values = curve_of(metrics, metric[curve])
             known = ~np.isnan(values)
             axes.plot(steps[known], values[known], color=f"C{i}", alpha=0.25, linewidth=1)
             axes.plot(steps[known], smooth(values, window)[known], color=f"C{i}", label=label)

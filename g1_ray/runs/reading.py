@@ -1,7 +1,9 @@
 """What lies in the folder of a run or an evaluation: its files, its games, the rows of a group or of a move."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,75 @@ import pyarrow.parquet as pq
 
 from envs import game_spec
 from envs.options import nearest
+from g1_ray.files import in_use, read_lines
+from g1_ray.runs.curves import best_rewards
 from g1_ray.runs.trajectories import SCHEMA, files_in
 
+FAILED = re.compile(r"failed: |step \d+ failed")
+"""How the note of what ended a run begins."""
 Row = dict[str, Any]
 """Of trajectories (`runs.trajectories.SCHEMA`), or of moves (`evaluation.moves.SCHEMA`)."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A training run or a cold start at a glance."""
+
+    name: str
+    folder: Path
+    games: tuple[str, ...]
+    state: str
+    """running, finished, stopped (go on with --resume), failed, or damaged: its files can't be read."""
+    steps: int = 0
+    """Optimizer steps that are done."""
+    planned: int = 0
+    """Those of the config; 0 where it does not say."""
+    best: Mapping[str, float] = field(default_factory=dict)
+    """The highest mean reward of each game, over a window of a twentieth of the run."""
+    seen: float = 0.0
+    """When its last step was over, else when it was begun, Unix time in s."""
+
+
+def runs_in(folder: Path) -> list[RunSummary]:
+    """The runs in a folder of runs, or the one that it is; the one with the newest step first."""
+    places = [folder] if (folder / "config.json").is_file() else sorted(folder.glob("*/"))
+    found = [summary_of(place) for place in places if (place / "config.json").is_file()]
+    return sorted((run for run in found if run), key=lambda run: run.seen, reverse=True)
+
+
+def summary_of(folder: Path) -> RunSummary | None:
+    """What a run is at; None for a folder that is no run's, such as an evaluation's."""
+    begun = (folder / "config.json").stat().st_mtime
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        if "players" in config:
+            return None
+        metrics, notes = read_lines(folder / "metrics.jsonl"), read_lines(folder / "notes.jsonl")
+        path = folder / "report.json"
+        report = json.loads(path.read_text()) if path.is_file() else {}
+        steps = metrics[-1]["step"] if metrics else 0
+        return RunSummary(
+            name=config.get("name", folder.name),
+            folder=folder,
+            games=tuple(game["name"] for game in games_of(config)),
+            state=_state(folder, steps, report, notes[-1]["note"] if notes else ""),
+            steps=steps,
+            planned=config.get("steps") or 0,
+            best=best_rewards(metrics),
+            seen=metrics[-1].get("time", begun) if metrics else begun,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return RunSummary(folder.name, folder, (), "damaged", seen=begun)
+
+
+def _state(folder: Path, steps: int, report: Mapping[str, Any], note: str) -> str:
+    if in_use(folder):
+        return "running"
+    if report and report["steps"] == steps:  # not one that was written before the run went on
+        return "stopped" if report.get("stopped") else "finished"
+    if steps and not (folder / "ledger.jsonl").exists() and (folder / "curves.png").exists():
+        return "finished"  # a cold start, which draws its curves at the end
+    return "failed" if FAILED.match(note) else "stopped"
 
 
 def sources_of(folder: Path) -> dict[str, list[Path]]:
