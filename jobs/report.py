@@ -1,4 +1,7 @@
-"""Write a page that shows a training run or an evaluation: curves, tables, and its rollouts board by board."""
+"""Write a page that shows a training run or an evaluation: curves, tables, clips, and its rollouts board by board.
+
+Of several, their curves and tables side by side.
+"""
 
 import argparse
 
@@ -6,19 +9,23 @@ from jobs.options import check_numbers
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`g1-ray report FOLDER`."""
+    """`g1-ray report FOLDER ...`."""
     parser = argparse.ArgumentParser(prog="g1-ray report", description=__doc__)
-    parser.add_argument("folder", help="a training run (runs/NAME) or the folder of an evaluation")
-    parser.add_argument("--out", default="", metavar="FILE", help="the page (default: FOLDER/report.html)")
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="a training run (runs/NAME) or an evaluation")
+    parser.add_argument("--out", default="", metavar="FILE", help="the page (default: FOLDER/report.html; of several "
+                        "folders comparison.html beside the first)")  # fmt: skip
     parser.add_argument("--rollouts", type=int, default=10_000, metavar="N", help="most rollouts on the page, drawn "
                         "evenly (default 10000)")  # fmt: skip
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one a core)")
     args = parser.parse_args(argv)
     check_numbers(args, rollouts=1, workers=0)
 
-    from g1_ray.report.write import write_report
+    from g1_ray.report.write import write_comparison, write_report
 
-    path = write_report(args.folder, args.out, args.rollouts, args.workers)
+    if len(args.folders) > 1:
+        path = write_comparison(args.folders, args.out)
+    else:
+        path = write_report(args.folders[0], args.out, args.rollouts, args.workers)
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0
 

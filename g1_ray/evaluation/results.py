@@ -144,26 +144,26 @@ DIGITS = {"P_acc": 3, "cells right": 3, "R_acc": 3, "tokens": 1, "seconds a move
 def cells_of(line: Mapping[str, Any], reference: str = "") -> dict[str, Any]:
     """A line of results.json as every table shows it: name of a column -> text, number, [mean, low, high] or None.
 
-    `reference`: the player whose scores the differences are from.
+    `reference`: the player whose scores the differences are from. Files of an earlier day have fewer entries.
     """
-    causes, tokens = line["causes"], line["tokens"]
+    causes, tokens = line.get("causes"), line.get("tokens")
     most = f", most {next(iter(causes))}" if causes else ""
     return {
         "game": line["game"],
         "player": line["player"],
-        "score": line["score"],
-        "moves that score, %": line["scoring"],
-        "legal moves, %": line["legal"],
-        "boards won": f"{line['won']} of {line['boards']}",
-        "regret a move": line["regret"],
+        "score": line.get("score"),
+        "moves that score, %": line.get("scoring"),
+        "legal moves, %": line.get("legal"),
+        "boards won": f"{line['won']} of {line['boards']}" if "won" in line else None,
+        "regret a move": line.get("regret"),
         f"score less {reference}'s": line.get("difference"),
-        "P_acc": line["p_acc"],
-        "cells right": line["cell_acc"],
-        "R_acc": line["r_acc"],
+        "P_acc": line.get("p_acc"),
+        "cells right": line.get("cell_acc"),
+        "R_acc": line.get("r_acc"),
         "unreadable": f"{line['unreadable']:.3f}{most}" if tokens or causes else None,
         "tokens": tokens or None,
-        "seconds a move": line["seconds"] or None,
-        "cost": line["cost"] or None,
+        "seconds a move": line.get("seconds") or None,
+        "cost": line.get("cost") or None,
     }
 
 

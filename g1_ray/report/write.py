@@ -16,15 +16,18 @@ from typing import Any
 import numpy as np
 
 from g1_ray.evaluation.confusion import tally
+from g1_ray.evaluation.lab import COLUMNS
+from g1_ray.evaluation.results import verdict
 from g1_ray.files import write_text
+from g1_ray.report.charts import charts, rounded
+from g1_ray.report.facts import Told, clips, facts, grids, tables, variants_in, verdict_of
 from g1_ray.report.rollouts import OUTCOMES, TRAINING, read_evaluation, read_training
 from g1_ray.report.sheets import BLOCK, Boards, PackedPage, pack_page
 from g1_ray.rollout.judge import share
-from g1_ray.runs.curves import CURVES, SFT_CURVES, SHARES, games_with_curves, read_metrics, smooth
 from g1_ray.runs.reading import games_of
 
 PAGE = Path(__file__).parent / "page"
-SCRIPTS = ("base.js", "charts.js", "tables.js", "boards.js", "viewer.js", "list.js")
+SCRIPTS = ("base.js", "charts.js", "tables.js", "clips.js", "boards.js", "viewer.js", "list.js")
 ROLLOUTS = 10_000
 """Rollouts on a page, where nothing else is said."""
 
@@ -37,25 +40,23 @@ def write_report(folder: str | Path, out: str | Path = "", rollouts: int = ROLLO
     folder = Path(folder)
     if rollouts < 1:
         raise ValueError(f"rollouts = {rollouts}: must be 1 or more")
-    evaluation = folder / "eval" if (folder / "eval").is_dir() else folder
-    parts = ("metrics.jsonl", "trajectories", "moves", "lab.json", "results.json")
-    if not any((place / part).exists() for place in {folder, evaluation} for part in parts):
-        raise ValueError(f"{folder}: nothing to report on; give the folder of a run, such as runs/quickstart, or of an "
-                         "evaluation")  # fmt: skip
-    config, told = _json(folder / "config.json") or {}, _json(folder / "report.json") or {}
-    lab = _json(evaluation / "lab.json") or {}
-    packed, left_out = _rollouts(folder, evaluation, config, rollouts, workers or os.cpu_count() or 1)
-    drawn = charts(folder)
-    data = {
-        "name": config.get("name") or folder.resolve().name,
-        "kind": "Training run" if (folder / "metrics.jsonl").is_file() else "Evaluation",
-        "summary": summary(config, told, drawn[0]["steps"][-1] if drawn else None),
-        "config": config,
-        "charts": drawn,
-        "results": tables(_json(evaluation / "results.json") or told.get("results")),
-        "matrices": [*_matrices(packed.boards), *_lab_matrices(lab)],
-        "lab": lab,
-        "viewer": {
+    told = Told.read(folder)
+    packed, left_out = _rollouts(told, rollouts, workers or os.cpu_count() or 1)
+    shown, texts, too_many = clips(told.evaluation)
+    data = _data(
+        told.name,
+        "Training run" if (folder / "metrics.jsonl").is_file() else "Evaluation",
+        [told],
+        verdict=verdict_of(told),
+        summary=facts(told),
+        config=told.config,
+        results=tables(told.results),
+        grids=grids(told.results),
+        clips=shown,
+        clips_left_out=too_many,
+        matrices=[*_matrices(packed.boards), *_lab_matrices(told.lab)],
+        lab=list(told.lab.items()),
+        viewer={
             **packed.listed,
             "tasks": packed.tasks,
             "outcomes": OUTCOMES,
@@ -63,22 +64,111 @@ def write_report(folder: str | Path, out: str | Path = "", rollouts: int = ROLLO
             "block": BLOCK,
             "left_out": left_out,
         },
-    }
+    )
     path = Path(out) if out else folder / "report.html"
-    write_text(path, render(data, packed))
+    write_text(path, render(data, packed.sheets, packed.blocks, texts))
     return path
 
 
-def render(data: Mapping[str, Any], packed: PackedPage) -> str:
-    """The page, with its data, pictures and rollouts in it."""
+def write_comparison(folders: Sequence[str | Path], out: str | Path = "") -> Path:
+    """Writes a page of several runs or evaluations side by side, to comparison.html beside the first or to `out`.
+
+    Their curves lie over each other, their tables are joined. Raises `ValueError` where one has nothing to show.
+    """
+    all_told = [Told.read(Path(folder)) for folder in folders]
+    names = [told.name for told in all_told]
+    if len(set(names)) < len(names):
+        names = [str(told.folder) for told in all_told]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{', '.join(names)}: the same folder twice; give each once")
+    called = dict(zip(names, all_told, strict=True))
+    data = _data(
+        ", ".join(names),
+        "Side by side",
+        all_told,
+        names=names,
+        verdict=_verdicts(called),
+        compared=_compared(called),
+        results=tables([{**line, "run": name} for name, told in called.items() for line in told.results]),
+        lab=[(f"{run}, {name}", its) for run, told in called.items() for name, its in told.lab.items()],
+    )
+    path = Path(out) if out else all_told[0].folder.resolve().parent / "comparison.html"
+    write_text(path, render(data))
+    return path
+
+
+def _data(name: str, kind: str, all_told: Sequence[Told], names: Sequence[str] = (), **parts: Any) -> dict[str, Any]:
+    """What the page is drawn from; what is not among `parts` is left out of it."""
+    metrics = {run: told.metrics for run, told in zip(names or [name], all_told, strict=True)}
+    empty: dict[str, list[Any]] = {
+        part: []
+        for part in ("verdict", "summary", "compared", "results", "grids", "clips", "clips_left_out", "matrices", "lab")
+    }
+    return {
+        "name": name,
+        "kind": kind,
+        "columns": COLUMNS,
+        "variants": [game for told in all_told for game in variants_in(told.results)],
+        "steps": [[line["step"] for line in lines] for lines in metrics.values()],
+        "charts": charts(metrics),
+        **empty,
+        "config": {},
+        "viewer": {"rollouts": {}, "players": []},
+        **parts,
+    }
+
+
+def _verdicts(called: Mapping[str, Told]) -> list[str]:
+    """What the models are worth beside that of the first run, and what training changed in each."""
+    (first, _), *others = called.items()
+    of = {name: [_renamed(line, told.label, name) for line in told.results] for name, told in called.items()}
+    beside = [line for name, _ in others for line in verdict([*of[first], *of[name]], name, first)]
+    return beside + [f"{name}: {line}" for name, told in called.items() for line in verdict_of(told)]
+
+
+def _renamed(line: Mapping[str, Any], label: str, name: str) -> dict[str, Any]:
+    way = line["player"].removeprefix(label)
+    is_it = line["player"].startswith(label) and (not way or way.startswith(", "))
+    return {**line, "player": name + way if is_it else f"{line['player']} of {name}"}
+
+
+def _compared(called: Mapping[str, Told]) -> list[dict[str, Any]]:
+    """Tables of the facts of each run, and of the options in which they differ."""
+    said = {name: dict(facts(told)) for name, told in called.items()}
+    options = {name: _flat(told.config) for name, told in called.items()}
+    drawn = []
+    for title, of, same in (("At a glance", said, True), ("Options that differ", options, False)):
+        rows = [
+            [what, *(its.get(what, "") for its in of.values())]
+            for what in dict.fromkeys(k for its in of.values() for k in its)
+        ]
+        rows = [row for row in rows if same or len(set(row[1:])) > 1]
+        if rows:
+            drawn.append({"title": title, "columns": [{"name": name} for name in ("", *called)], "rows": rows})
+    return drawn
+
+
+def _flat(value: Any, key: str = "") -> dict[str, str]:
+    """The options of a config by their whole names, as text."""
+    if isinstance(value, Mapping | list) and value:
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        return {k: v for name, its in items for k, v in _flat(its, f"{key}.{name}" if key else str(name)).items()}
+    return {key: value if isinstance(value, str) else json.dumps(value)}
+
+
+def render(
+    data: Mapping[str, Any], sheets: Iterable[str] = (), blocks: Iterable[str] = (), clips: Iterable[str] = ()
+) -> str:
+    """The page, with its data, pictures, rollouts and clips in it."""
     parts = {
         "title": html.escape(f"{data['name']}: {data['kind'].lower()}"),
         "style": (PAGE / "report.css").read_text(encoding="utf-8"),
         "script": "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS),
         # A "<" of the data could end the script that it stands in.
         "data": json.dumps(_finite(data), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
-        "sheets": _scripts("sheet", packed.sheets),
-        "blocks": _scripts("block", packed.blocks),
+        "sheets": _scripts("sheet", sheets),
+        "blocks": _scripts("block", blocks),
+        "clips": _scripts("clip", clips),
     }
     template = (PAGE / "report.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
@@ -97,96 +187,6 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _json(path: Path) -> Any:
-    """What a JSON file holds; None where there is none. Raises `ValueError` that names a file that is no JSON."""
-    try:
-        return json.loads(path.read_text()) if path.is_file() else None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: {error}; remove it to have the report without it") from None
-
-
-# What the folder says in numbers
-
-
-def summary(config: Mapping[str, Any], report: Mapping[str, Any], steps: int | None) -> list[tuple[str, str]]:
-    """The first things to know of a run of `steps` steps: (what, value)."""
-    groups, last = report.get("groups") or {}, report.get("last_metrics") or {}
-    protocol, model = config.get("protocol") or {}, config.get("model")
-    seconds = report.get("training_s") or report.get("seconds")
-    told = [
-        ("model", model.get("path") if isinstance(model, Mapping) else model),
-        ("games", ", ".join(game["name"] for game in games_of(config)) or None),
-        ("players", ", ".join(player["name"] for player in config.get("players") or ()) or None),
-        ("runs of each", protocol.get("runs")),
-        ("moves a run", protocol.get("moves") or ("whole episodes" if protocol else None)),
-        ("steps", steps),
-        ("training time", f"{seconds / 60:.1f} minutes" if seconds else None),
-        ("tokens a second, last step", f"{last['tokens_per_s']:,.0f}" if last.get("tokens_per_s") else None),
-        ("groups", ", ".join(f"{groups[k]:,} {k}" for k in ("issued", "trained", "dropped") if k in groups) or None),
-        ("books", _books(report) if groups else None),
-        ("checkpoint", report.get("checkpoint")),
-    ]
-    return [(what, str(value)) for what, value in told if value is not None]
-
-
-def _books(report: Mapping[str, Any]) -> str:
-    right = [bool(report.get(name)) for name in ("groups_add_up", "ledger_agrees")]
-    return "add up, and the ledger agrees" if all(right) else "do not add up; see report.json and ledger.jsonl"
-
-
-def charts(folder: Path) -> list[dict[str, Any]]:
-    """The curves of a run's metrics: a chart for each metric, with a line for each game, raw and smoothed."""
-    metrics = read_metrics(folder) if (folder / "metrics.jsonl").is_file() else []
-    games = games_with_curves(metrics)
-    titles = CURVES if games else SFT_CURVES
-    lab = sorted({key.rpartition("/")[2] for line in metrics for key in line if "/lab_" in key})
-    steps = [line["step"] for line in metrics]
-    window = max(1, len(steps) // 20)
-    drawn = []
-    for curve, title in {**titles, **{name: name.replace("_", " ") for name in lab}}.items():
-        lines: list[dict[str, Any]] = []
-        for game in games or [""]:
-            metric = f"{game}/{curve}" if game else curve
-            raw = np.array([line.get(metric) for line in metrics], np.float64)
-            if not np.isnan(raw).all():
-                # What is measured now and then has nothing between to be smoothed over.
-                smoothed = smooth(raw, 1 if curve in lab else window)
-                lines.append({"name": game or title, "raw": _rounded(raw), "smooth": _rounded(smoothed)})
-        if lines:
-            values = [value for line in lines for value in line["raw"] if value is not None]
-            share = curve in SHARES or (curve in lab and all(0 <= value <= 1 for value in values))
-            drawn.append({"title": title, "share": share, "steps": steps, "lines": lines, "window": window})
-    return drawn
-
-
-def _rounded(values: Iterable[float], digits: int = 4) -> list[float | None]:
-    return [round(float(value), digits) if math.isfinite(value) else None for value in values]
-
-
-def tables(results: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-    """Results as tables {"title", "columns", "rows"}, one for each game.
-
-    A cell is a text, a number, [mean, low, high] or null. Columns that are null throughout are left out.
-    """
-    drawn = []
-    for game in dict.fromkeys(row["game"] for row in results or ()):
-        its = [{name: _cell(x) for name, x in row.items()} for row in results or () if row["game"] == game]
-        columns = [name for name in dict.fromkeys(name for row in its for name in row) if name != "game"]
-        columns = [name for name in columns if any(row.get(name) not in (None, "") for row in its)]
-        cells = [[row.get(name) for name in columns] for row in its]
-        drawn.append({"title": game, "columns": columns, "rows": cells})
-    return drawn
-
-
-def _cell(value: Any) -> Any:
-    """What a table shows of a value; None for nothing."""
-    if isinstance(value, Mapping):  # such as the causes of unreadable answers
-        return ", ".join(f"{name} {share:.3g}" for name, share in value.items()) or None
-    if isinstance(value, list):  # a mean and its interval
-        return value if all(isinstance(x, int | float) and math.isfinite(x) for x in value) else None
-    return _finite(value)
-
-
 def _matrices(boards: Mapping[tuple[str, str], Boards]) -> list[dict[str, Any]]:
     """What is misread for what, and where, for each player on each game."""
     drawn = []
@@ -201,7 +201,7 @@ def _matrices(boards: Mapping[tuple[str, str], Boards]) -> list[dict[str, Any]]:
                 "exact": share(right.all(axis=(1, 2)).tolist()),
                 "names": list(its.task.renderer.names),
                 "counts": tally(truth, told, its.task.new_game().num_kinds).tolist(),
-                "cells": [_rounded(row) for row in right.mean(axis=0)],
+                "cells": [rounded(row) for row in right.mean(axis=0)],
             }
         )
     return drawn
@@ -222,12 +222,11 @@ def _lab_matrices(lab: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _rollouts(
-    folder: Path, evaluation: Path, config: Mapping[str, Any], most: int, workers: int
-) -> tuple[PackedPage, list[str]]:
+def _rollouts(told: Told, most: int, workers: int) -> tuple[PackedPage, list[str]]:
     """The rollouts of training and the boards of the evaluation, packed; and sentences on what was left out."""
+    folder, config = told.folder, told.config
     trained = (folder / "trajectories").is_dir()
-    boards, num_boards = read_evaluation(evaluation / "moves", most // 2 if trained else most)
+    boards, num_boards = read_evaluation(told.evaluation / "moves", most // 2 if trained else most)
     by_std = ((config.get("algorithm") or {}).get("advantage") or "grpo") == "grpo"
     rollouts, num_rollouts = read_training(folder / "trajectories", most - len(boards), by_std)
     games = games_of(config)

@@ -56,7 +56,7 @@ RUN_CURVES = {
 }
 """All that a page shows of a run as a whole."""
 SFT_CURVES = {"loss": "loss, nats a token", "token_acc": "share of tokens foretold"}
-SHARES = (*"p_acc r_acc token_acc legal unreadable eval_scoring eval_p_acc informative_groups ess".split(), *LAB_CURVES)
+SHARES = (*"p_acc r_acc token_acc legal eval_scoring eval_p_acc informative_groups ess".split(), *LAB_CURVES)
 """Curves between 0 and 1."""
 
 

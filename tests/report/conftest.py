@@ -14,6 +14,7 @@ def run(tmp_path_factory):
     for step in range(1, 41):
         names = ("reward", "p_acc", "r_acc")
         metrics = {f"{game.name}/{name}": 0.5 + step / 100 for game in config.games for name in names}
+        metrics |= {"loss": -0.01 / step, "groups": 96.0, "flat_groups": float(step), "tokens_per_s": 25_000.0}
         folder.log(step, metrics | ({"moved/lab_true_perception": step / 40} if step % 10 == 0 else {}))
     folder.write_report({"issued": 8, "trained": 8, "dropped": 0, "quarantined": 0, "in_flight": 0}, 60.0)
     folder.close()

@@ -8,11 +8,15 @@ import shutil
 
 import numpy as np
 import pytest
-from folders import GAMES, answers, config_in, turn_of
+from folders import GAMES, answers, config_in, turn_of, write_evaluation
 from PIL import Image
 
-from envs import State
+from envs import PLAYERS, State
 from envs.rewards import reward_table
+from g1_ray.evaluation.clips import save_clip
+from g1_ray.evaluation.moves import file_name
+from g1_ray.evaluation.play import play
+from g1_ray.evaluation.results import result_of, results_table, write_results
 from g1_ray.report.rollouts import read_evaluation, read_training
 from g1_ray.report.write import write_report
 from g1_ray.rollout.referee import Referee
@@ -81,7 +85,7 @@ def page_of_run(run, tmp_path_factory):
     return write_report(run, tmp_path_factory.mktemp("page") / "report.html", workers=1)
 
 
-def test_the_page_says_what_the_folder_says(page_of_run, open_page):
+def test_the_page_says_what_the_folder_says(run, page_of_run, open_page):
     page = open_page(page_of_run)
     assert page.title() == "small: training run" and page.inner_text("h1") == "small"
     assert texts(page, "#parts a") == [
@@ -93,13 +97,17 @@ def test_the_page_says_what_the_folder_says(page_of_run, open_page):
         and facts["steps"] == "40"
         and facts["groups"] == "8 issued, 8 trained, 0 dropped"
     )
-    assert texts(page, "#charts h3")[0] == "reward" and texts(page, "#charts h3")[-1] == "lab true perception"
+    assert texts(page, "#charts h3") == ["Play", "Training"]
+    shown_ = texts(page, "#charts h4")
+    assert shown_[0] == "reward" and {"lab true perception", "loss", "tokens a second"} <= set(shown_)
+    assert any(title.startswith("informative groups") for title in shown_)
     assert texts(page, "#tables h3") == ["2048", "moved"]
     head, row = (
         texts(page, "#tables table >> nth=1 >> thead th"),
         texts(page, "#tables table >> nth=1 >> tr >> nth=2 >> th, td"),
     )
-    assert {"player", "score", "P_acc", "causes"} <= set(head) and row[0] == "a, model"
+    rows = (run / "eval" / "table.md").read_text().splitlines()
+    assert head == rows[0].strip("| ").split(" | ")[1:] and row[0] == "a, model"  # the terminal's, less the game
     assert page.locator("#interventions table").count() == 2
     assert texts(page, "#interventions tbody tr >> nth=1 >> th, td")[-1] == ""  # NaN is nothing
     assert page.inner_text("#left-out") == "All rollouts of the folder are on this page."
@@ -109,7 +117,7 @@ def test_curves_are_read_with_the_pointer_and_with_the_keyboard(page_of_run, ope
     page = open_page(page_of_run)
     figure = page.locator("#charts figure").first
     assert figure.locator(".at").inner_text() == "step 40"
-    figure.locator("svg").first.hover(position={"x": 46, "y": 80})
+    figure.locator("svg").first.hover(position={"x": 20, "y": 80})
     assert figure.locator(".at").inner_text() == "step 1" and "0.515 (0.510)" in figure.locator("li").first.inner_text()
     page.mouse.move(0, 0)
     figure.locator("svg").first.focus()
@@ -324,7 +332,94 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path, open_page):
     folder.log(1, {"2048/reward": 0.5})
     folder.close()
     page = open_page(write_report(folder.path, workers=1))
-    assert texts(page, "#parts a") == ["Summary", "Curves"] and texts(page, "#charts h3") == ["reward"]
+    assert texts(page, "#parts a") == ["Summary", "Curves"] and texts(page, "#charts h4") == ["reward"]
+
+
+@pytest.fixture(scope="module")
+def compared(run, tmp_path_factory):
+    """The page of the run beside one of another length, with another option and a curve of its own."""
+    config = config_in(tmp_path_factory.mktemp("others"), name="other", optimizer={"lr": 1e-3})
+    folder = RunFolder.open(config)
+    for step in range(1, 11):
+        folder.log(step, {"2048/reward": 1.0, "loss": 0.5} | ({"canary_nats": 1e-7} if step == 5 else {}))
+    folder.write_report({"issued": 8, "trained": 8, "dropped": 0, "quarantined": 0, "in_flight": 0}, 60.0)
+    folder.close()
+    write_evaluation(folder.path / "eval", config)
+    out = tmp_path_factory.mktemp("page") / "both.html"
+    assert main(["report", str(run), str(folder.path), "--out", str(out)]) == 0
+    return out
+
+
+def test_runs_lie_over_each_other_each_in_its_colour(compared, open_page):
+    page = open_page(compared)
+    assert page.inner_text("h1") == "small, other" and texts(page, "#parts a")[:3] == ["Summary", "Curves", "Results"]
+    rows = texts(page, "#compared table >> nth=1 >> tbody tr")
+    assert ["optimizer.lr", "1e-06", "0.001"] in [re.split(r"\s+", row.strip()) for row in rows]
+    charts = dict(zip(texts(page, "#charts h4"), page.locator("#charts figure").all(), strict=True))
+    assert {"2048: reward", "moved: reward", "loss"} <= set(charts)
+    legends = {title: chart.locator(".legend li").all_inner_texts() for title, chart in charts.items()}
+    assert legends["2048: reward"] == ["small 0.905 (0.900)", "other 1"] and len(legends["moved: reward"]) == 1
+    canary = charts["canary: engines less learner, nats"]  # of the second run alone, seen once
+    assert canary.locator("path.line-1").count() and not canary.locator("path.line-0").count()
+    assert canary.locator("circle.mark").count() == 1
+    head = texts(page, "#tables table >> nth=0 >> thead th")
+    assert head[:3] == ["run", "player", "score"]
+    # Equal to the digit in both: one row.
+    assert [row.split("\t")[0].strip() for row in texts(page, "#tables table >> nth=0 >> tbody tr")] == [
+        "small, other"
+    ] * 2
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 800, 1400])
+def test_no_comparison_scrolls_sideways_and_no_tick_is_cut_off(compared, page_of_run, open_page, width, scheme):
+    for path in (compared, page_of_run):
+        page = open_page(path, viewport={"width": width, "height": 800}, color_scheme=scheme)
+        page.wait_for_selector("#charts .axis text")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        cut = """[...document.querySelectorAll('#charts svg[tabindex]')].flatMap((svg) => {
+          const box = svg.getBoundingClientRect();
+          return [...svg.querySelectorAll('text')].map((t) => t.getBoundingClientRect())
+            .filter((t) => t.left < box.left - 0.5 || t.right > box.right + 0.5 || t.bottom > box.bottom + 0.5).map(() => 1);
+        }).length"""
+        assert page.evaluate(cut) == 0
+        few = "[...document.querySelectorAll('#charts svg[tabindex]')].filter(s => s.querySelectorAll('.grid').length < 3)"
+        assert page.evaluate(few + ".length") == 0  # an axis has ticks to read it by
+
+
+def test_the_same_folder_twice_is_told(run, capsys):
+    assert main(["report", str(run), str(run)]) == 2
+    assert "the same folder twice" in capsys.readouterr().err
+    assert main(["report", str(run), str(run / "checkpoints")]) == 2
+    assert "nothing to report on" in capsys.readouterr().err
+
+
+def test_clips_a_verdict_and_the_grid_are_on_the_page(tmp_path, open_page):
+    config = config_in(tmp_path, eval={"label": "G1", "baselines": {"cold start": "tiny-base"}})
+    folder = RunFolder.open(config)
+    folder.log(1, {"2048/reward": 0.5})
+    task = config.games[0].task()
+    results = []
+    for game in ("2048", "2048.heldout"):
+        for player, choose in (("cold start", "uniform"), ("G1", "oracle")):
+            runs = [play(task, player, PLAYERS[choose], seed, 20) for seed in range(8)]
+            results.append(result_of(game, player, runs))
+            save_clip(runs[0], folder.path / "eval" / file_name(game, player, ".gif"), player)
+    write_results(folder.path / "eval", results, results_table(results))
+    page = open_page(write_report(folder.path, workers=1), reduced_motion="reduce")
+    assert re.match(r"2048: G1 is better than cold start by .+ after ", texts(page, "#verdict li")[0])
+    assert texts(page, "#grids thead th") == ["as it is", "heldout"] and len(texts(page, "#grids tbody tr")) == 2
+    assert texts(page, "#tables h3") == ["2048"]
+    page.click("#tables summary")
+    assert texts(page, "#tables h3") == ["2048", "2048.heldout"]
+    assert texts(page, "#clip-list h3") == ["2048, G1", "2048, cold start"]
+    page.wait_for_selector("#clip-list canvas:visible")  # as asked for, it stands still
+    button = page.locator("#clip-list button").first
+    assert button.inner_text() == "Play"
+    button.click()
+    assert (
+        page.locator("#clip-list img").first.get_attribute("alt") == "Clip: 2048, G1" and button.inner_text() == "Stop"
+    )
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from g1_ray.report import sheets
 from g1_ray.report.rollouts import evenly, read_training
-from g1_ray.report.write import tables
+from g1_ray.report.facts import tables
 
 
 def test_several_processes_make_the_same_page(run, tmp_path):
@@ -29,11 +29,22 @@ def test_rollouts_are_drawn_evenly_and_groups_stay_whole(run):
     assert sorted({p.number for p in played})[::3] == [10, 17]
 
 
-def test_results_are_tables_whatever_their_columns():
-    mean = {"score": [1.0, 0.5, 2.0], "none": None, "broken": [1.0, float("nan"), 2.0]}
-    rows = [{"game": "a", "player": "x", **mean}, {"game": "a", "player": "y", "won": 3, "causes": {"malformed": 0.25}}]
+def test_results_are_tables_with_the_columns_of_the_terminal():
+    nan = float("nan")
+    rows = [
+        {"game": "a", "player": "x", "score": [1.0, 0.5, 2.0], "scoring": [1.0, nan, 2.0], "p_acc": nan},
+        {
+            "game": "a",
+            "player": "y",
+            "score": None,
+            "won": 3,
+            "boards": 4,
+            "unreadable": 0.25,
+            "causes": {"malformed": 1},
+        },
+    ]
     (first,) = tables(rows)
-    assert first["columns"] == ["player", "score", "won", "causes"]
-    assert first["rows"] == [["x", [1.0, 0.5, 2.0], None, None], ["y", None, 3, "malformed 0.25"]]
-    assert [t["title"] for t in tables([{"game": "a", "x": 1}, {"game": "b", "x": 2}])] == ["a", "b"]
-    assert tables(None) == []
+    assert [column["name"] for column in first["columns"]] == ["player", "score", "boards won", "unreadable"]
+    assert first["rows"] == [["x", [1.0, 0.5, 2.0], None, None], ["y", None, "3 of 4", "0.250, most malformed"]]
+    assert [t["title"] for t in tables([{"game": "a", "player": "x"}, {"game": "b", "player": "x"}])] == ["a", "b"]
+    assert tables([]) == []

@@ -21,6 +21,7 @@ function el(tag, attributes = {}, ...children) {
 function num(value, digits) {
   if (value === null || value === undefined) return "";
   const size = Math.abs(value);
+  if (digits === undefined && size > 0 && size < 0.001) return value.toExponential(1).replaceAll("-", "−");
   digits ??= Number.isInteger(value) || size >= 100 ? 0 : size >= 10 ? 1 : size >= 1 ? 2 : 3;
   return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }).replace("-", "−");
 }
@@ -33,7 +34,7 @@ function digitsOf(values) {
 
 const signed = (value) => (value > 0 ? "+" : "") + num(value);
 const percent = (share) => `${num(Math.round(1000 * share) / 10)}\u00a0%`;
-const label = (name) => (/^[pr]_acc$/.test(name) ? name[0].toUpperCase() + "_acc" : name.replaceAll("_", " "));
+const label = (name) => DATA.columns[name] ?? name.replaceAll("_", " ");
 const shade = (share) => `--share:${Math.round(100 * Math.min(1, Math.max(0, share ?? 0)))}%`;
 
 // A part of the page that has something to show is shown, and named at the top.
@@ -50,10 +51,23 @@ function tableOf(title, kind, head, rows) {
       el("table", { class: kind, "aria-label": title }, el("thead", {}, el("tr", {}, head)), el("tbody", {}, rows))));
 }
 
+// Fills a place with what is made of things that are each of a game; those of the grid's variants are folded away.
+function fill(id, things, gameOf, make) {
+  const isVariant = (thing) => DATA.variants.includes(gameOf(thing));
+  $(id).append(...things.filter((thing) => !isVariant(thing)).map(make));
+  const variants = things.filter(isVariant);
+  if (!variants.length) return;
+  const folded = el("details", { class: "variants" }, el("summary", {}, "The same of the grid's variants"));
+  folded.addEventListener("toggle", () => folded.append(...variants.map(make)), { once: true });
+  $(id).append(folded);
+}
+
 $("name").textContent = DATA.name;
 $("kind").textContent = DATA.kind;
-if (DATA.summary.length || Object.keys(DATA.config).length) {
+if (DATA.verdict.length || DATA.summary.length || DATA.compared.length || Object.keys(DATA.config).length) {
   showPart("summary");
+  $("verdict").append(...DATA.verdict.map((line) => el("li", {}, line)));
+  $("verdict").hidden = !DATA.verdict.length;
   $("facts").append(...DATA.summary.map(([what, value]) => el("div", {}, el("dt", {}, what), el("dd", {}, value))));
   $("config").hidden = !Object.keys(DATA.config).length;
   $("config").addEventListener("toggle", () => {

@@ -1,4 +1,4 @@
-// Results, misread tiles, and the lab.
+// Results, runs side by side, misread tiles, and the lab.
 
 const filled = (cell) => cell !== null && cell !== undefined;
 
@@ -6,10 +6,10 @@ const filled = (cell) => cell !== null && cell !== undefined;
 function resultTable({ title, columns, rows }) {
   const tops = columns.map((_, i) => Math.max(...rows.map((row) => (Array.isArray(row[i]) ? row[i][2] : 0)), 1e-9));
   const positive = columns.map((_, i) => rows.every((row) => !Array.isArray(row[i]) || row[i][1] >= 0));
-  const digits = columns.map((_, i) => digitsOf(rows.map((row) => row[i]).filter((value) => typeof value === "number")));
+  const digits = columns.map((column, i) => column.digits ?? digitsOf(rows.map((row) => row[i]).filter((value) => typeof value === "number")));
   const cell = (value, i) => {
     if (!filled(value)) return el("td");
-    if (typeof value === "string") return el(i ? "td" : "th", i ? {} : { scope: "row" }, value);
+    if (typeof value === "string") return i ? el("td", { class: value.length > 18 && "long" }, value) : el("th", { scope: "row" }, value);
     if (!Array.isArray(value)) return el("td", { class: "number" }, num(value, digits[i]));
     const [mean, low, high] = value;
     const place = (x) => `${(100 * Math.max(0, x)) / tops[i]}%`;
@@ -19,13 +19,27 @@ function resultTable({ title, columns, rows }) {
     return el("td", { class: "number" }, `${text[0]} `, el("small", {}, `[${text[1]}, ${text[2]}]`), bar);
   };
   const numeric = (i) => rows.some((row) => filled(row[i]) && typeof row[i] !== "string");
-  return tableOf(title, "results", columns.map((name, i) => el("th", { scope: "col", class: numeric(i) && "number" }, label(name))),
+  return tableOf(title, "results", columns.map(({ name }, i) => el("th", { scope: "col", class: numeric(i) && "number" }, name)),
     rows.map((row) => el("tr", {}, row.map(cell))));
 }
 
+$("compared").append(...DATA.compared.map(resultTable));
+
 if (DATA.results.length) {
   showPart("results");
-  $("tables").append(...DATA.results.map(resultTable));
+  fill("tables", DATA.results, ({ game }) => game, resultTable);
+}
+
+// Players down, variants of a game across: the share of moves that score.
+function gridTable({ title, variants, players, values }) {
+  const cell = (share) => el("td", { class: filled(share) && "right", style: shade(share) }, filled(share) ? percent(share) : "");
+  return tableOf(title, "matrix", [el("td"), ...variants.map((name) => el("th", { scope: "col" }, name))],
+    players.map((player, i) => el("tr", {}, el("th", { scope: "row" }, player), values[i].map(cell))));
+}
+
+if (DATA.grids.length) {
+  showPart("grid");
+  $("grids").append(...DATA.grids.map(gridTable));
 }
 
 // True kinds down, told kinds across; a cell says how often, and its shade which share of the line.
@@ -92,8 +106,8 @@ function labTable([name, { game = name, player, states, interventions }]) {
     rows.map(([name, row]) => el("tr", {}, el("th", { scope: "row" }, name), columns.map((column, i) => cell(row[column], i)))));
 }
 
-const labs = Object.entries(DATA.lab).filter(([, its]) => its && its.interventions);
+const labs = DATA.lab.filter(([, its]) => its && its.interventions);
 if (labs.length) {
   showPart("lab");
-  $("interventions").append(...labs.map(labTable));
+  fill("interventions", labs, ([, its]) => its.game, labTable);
 }
