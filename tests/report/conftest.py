@@ -1,7 +1,14 @@
+import os
+import shutil
+
 import pytest
 from folders import config_in, groups_of, write_evaluation
 
+from g1_ray.report.write import write_report
 from g1_ray.runs.run_folder import RunFolder
+
+ARGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -20,3 +27,43 @@ def run(tmp_path_factory):
     folder.close()
     write_evaluation(folder.path / "eval", config)
     return folder.path
+
+
+@pytest.fixture(scope="module")
+def page_of_run(run, tmp_path_factory):
+    return write_report(run, tmp_path_factory.mktemp("page") / "report.html", workers=1)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if not path:
+        pytest.skip("no chromium: install it, or name one in CHROMIUM")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Opens a page; at the end of the test, nothing may have been logged as an error or asked for from outside."""
+    pages, faults = [], []
+
+    def open_(path, **options):
+        page = browser.new_page(**{"viewport": {"width": 1200, "height": 900}, **options})
+        pages.append(page)
+        page.on(
+            "console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None
+        )
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else faults.append(r.url))
+        page.goto(path.as_uri())
+        page.wait_for_selector("body")
+        return page
+
+    yield open_
+    for page in pages:
+        page.close()
+    assert not faults

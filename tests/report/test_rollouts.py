@@ -1,8 +1,8 @@
 """What a page has of a run's rollouts and results, without a browser."""
 
 from g1_ray.report import sheets
-from g1_ray.report.rollouts import evenly, read_training
 from g1_ray.report.facts import tables
+from g1_ray.report.rollouts import evenly, read_training
 
 
 def test_several_processes_make_the_same_page(run, tmp_path):
