@@ -77,9 +77,10 @@ def facts(told: Told) -> list[tuple[str, str]]:
     speeds = [line["tokens_per_s"] for line in told.metrics if line.get("tokens_per_s")]
     run = summary_of(told.folder) if told.metrics and config else None
     best = ", ".join(f"{game} {reward:.2f}" for game, reward in best_rewards(told.metrics).items())
+    games = [game["name"] for game in games_of(config)]
     said = [
         ("model", model.get("path") if isinstance(model, Mapping) else model),
-        ("games", ", ".join(game["name"] for game in games_of(config)) or None),
+        ("games", ", ".join(game for game in games if game.rpartition(".")[0] not in games) or None),
         ("players", ", ".join(player["name"] for player in config.get("players") or ()) or None),
         ("runs of each", protocol.get("runs")),
         ("moves a run", protocol.get("moves") or ("whole episodes" if protocol else None)),
