@@ -112,9 +112,20 @@ class RolloutConfig(Section):
     window: int = Field(1, ge=0, description="earlier turns that stay in the prompt, pictures included")
     group_size: int = Field(8, ge=2, description="answers (rollouts) from one start")
     groups_per_step: int = Field(32, ge=1, description="groups of a batch, over all games")
-    temperature: float = Field(1.0, gt=0, description="at which answers are sampled")
-    top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling; 1: off")
+    temperature: float = Field(
+        1.0, gt=0, description="answers are sampled from softmax(logits / temperature), and that policy is trained"
+    )
+    top_p: float = Field(1.0, gt=0, le=1, description="only 1: what is sampled from has to be what is trained")
     max_tokens: int = Field(256, ge=1, description="longest answer, in tokens")
+
+    @model_validator(mode="after")
+    def _check(self) -> "RolloutConfig":
+        if self.top_p < 1:
+            raise ValueError(
+                f"top_p = {self.top_p:g}: answers would come from a cut-off distribution, and the whole one be trained "
+                "on them; give top_p = 1, and a lower temperature for surer answers"
+            )
+        return self
 
 
 REWARD_PARTS = ("game", "format", "perception")

@@ -76,7 +76,7 @@ class Completion:
     token_ids: Ints
     """[C] with the end token, where the model gave one, e.g. [61, 62, 2]."""
     logprobs: Floats
-    """[C] of each token under the engine's policy, at the sampling temperature, e.g. [-0.1, -2.3, 0.0]."""
+    """[C] of each token under the engine's policy, at the run's temperature, e.g. [-0.1, -2.3, 0.0]."""
     versions: Ints
     """[C] policy version of each token, e.g. [3, 3, 4]."""
     finish_reason: str
@@ -153,8 +153,9 @@ class Group:
 
     @property
     def min_version(self) -> int:
-        """The oldest policy version that sampled any of its tokens."""
-        return min(int(turn.completion.versions.min()) for turn in self.turns)
+        """The oldest policy version that sampled any of its tokens; the ticket's, where there are none."""
+        versions = [turn.completion.versions for turn in self.turns if len(turn.completion.versions)]
+        return min((int(its.min()) for its in versions), default=self.ticket.version)
 
 
 @dataclass(frozen=True)

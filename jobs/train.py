@@ -1,6 +1,7 @@
 """Train a vision-language model on the games of a config, from start to table: rollouts, steps, evaluation, report."""
 
 import argparse
+import itertools
 import shutil
 import signal
 import threading
@@ -13,6 +14,7 @@ from jobs.options import add_config_options
 
 if TYPE_CHECKING:
     from g1_ray.config import RunConfig
+    from g1_ray.evaluation.evaluation import Evaluation
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,8 +68,9 @@ def train(config: "RunConfig", resume: bool = False, address: str = "", cluster_
     stop = _stop_on_signals()
     begun = time.monotonic()
     pipeline = Pipeline(config, model_path(config.model.path), folder)
-    with Progress(config) as progress:
-        try:
+    evaluation = None
+    try:
+        with Progress(config) as progress:
             progress.note("starting the actors")
             pipeline.start(checkpoint)
             progress.note(f"training from step {pipeline.version}; started in {time.monotonic() - begun:.0f} s")
@@ -76,18 +79,24 @@ def train(config: "RunConfig", resume: bool = False, address: str = "", cluster_
                 folder.log(step, metrics)
                 progress.step(step, metrics)
 
-            pipeline.train(on_step, stop.is_set)
-        except Exception as error:
-            folder.note(f"failed: {error}", traceback.format_exc())
-            raise
-        finally:
-            pipeline.close()
-    trained_s = time.monotonic() - begun
+            pipeline.train(on_step, stop.is_set, progress.note)
+        trained_s = time.monotonic() - begun
+        trained = str(folder.checkpoint(pipeline.version))
+        if config.eval.runs and not stop.is_set():
+            evaluation = open_evaluation(config, folder.path, trained)
+            if config.eval.engine in ("", config.engine.kind):
+                for job in evaluation.jobs():
+                    if job.entries[0].player.what == trained:  # by the engines that have it already
+                        for news in itertools.chain.from_iterable(pipeline.checkup.answer(job)):
+                            evaluation.hear(news)
+    except Exception as error:
+        folder.note(f"failed: {error}", traceback.format_exc())
+        raise
+    finally:
+        pipeline.close()
     if pipeline.version:
         folder.save_curves()
-    results = []
-    if config.eval.runs and not stop.is_set():
-        results = evaluate(config, folder.path, str(folder.checkpoint(pipeline.version)))
+    results = finish_evaluation(evaluation, config, trained) if evaluation else []
     about = {"training_s": trained_s, "stopped": stop.is_set(), "results": results}
     folder.write_report(pipeline.books, time.monotonic() - begun, **about)
     folder.close()
@@ -97,29 +106,36 @@ def train(config: "RunConfig", resume: bool = False, address: str = "", cluster_
     return 0
 
 
-def evaluate(config: "RunConfig", folder: Path, checkpoint: str) -> list[dict[str, object]]:
-    """The table at the end: every player on every game, in the terminal and in the run folder."""
-    from g1_ray.evaluation.clips import save_clip
-    from g1_ray.evaluation.evaluation import Evaluation, entries_of, play_all
+def open_evaluation(config: "RunConfig", folder: Path, checkpoint: str) -> "Evaluation":
+    """The evaluation at the end: every player on every game."""
+    from g1_ray.evaluation.evaluation import Evaluation, entries_of
     from g1_ray.evaluation.folder import Protocol
-    from g1_ray.evaluation.moves import file_name
-    from g1_ray.evaluation.results import as_json, results_table, write_results
-    from g1_ray.tables import aligned
 
     label = config.eval.label or config.name
     entries = entries_of(config, {**config.eval.baselines, label: checkpoint})
     protocol = Protocol(config.eval.runs, config.eval.moves, config.eval.seed)
     print(f"evaluating {len(entries)} players, {protocol.runs} runs of {protocol.moves} moves each", flush=True)
     shutil.rmtree(folder / "eval", ignore_errors=True)  # of an earlier checkpoint
-    evaluation = Evaluation.open(folder / "eval", entries, protocol)
+    return Evaluation.open(folder / "eval", entries, protocol)
+
+
+def finish_evaluation(evaluation: "Evaluation", config: "RunConfig", checkpoint: str) -> list[dict[str, object]]:
+    """Has all others play; the table, in the terminal and in the run folder, and a clip of the trained model's."""
+    from g1_ray.evaluation.clips import save_clip
+    from g1_ray.evaluation.evaluation import play_all
+    from g1_ray.evaluation.moves import file_name
+    from g1_ray.evaluation.results import as_json, results_table, write_results
+    from g1_ray.tables import aligned
+
     play_all(evaluation, lambda entry: None, config.eval.timeout_s)
     evaluation.folder.close()
     results = evaluation.results()
     rows = results_table(results)
-    write_results(folder / "eval", results, rows)
-    for entry in entries:
+    folder = config.folder / "eval"
+    write_results(folder, results, rows)
+    for entry in evaluation.entries:
         if entry.player.what == checkpoint:
-            path = folder / "eval" / file_name(*entry.key, ".webp")
+            path = folder / file_name(*entry.key, ".webp")
             save_clip(evaluation.runs[entry.key][0], path, entry.player.name, 1200, 30)
     print(aligned(rows))
     return as_json(results)

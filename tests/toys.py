@@ -4,6 +4,7 @@ import atexit
 import functools
 import socket
 import tempfile
+from dataclasses import replace
 
 import numpy as np
 
@@ -81,6 +82,14 @@ def group(number: int, size: int = 4, version: int = 0, rewards: tuple[float, ..
         answer = completion(rng, int(rng.integers(5, 13)), version)
         rollouts.append(Rollout((turn(prompt, answer, reward),)))
     return Group(Ticket(number, "2048", number, version), start, tuple(rollouts))
+
+
+def text_group(number: int) -> Group:
+    """Answers to a question without a picture."""
+    made = group(number)
+    question = Prompt(np.arange(30, 50, dtype=np.int32), ())
+    asked = [replace(rollout.turns[0], prompt=question) for rollout in made.rollouts]
+    return replace(made, rollouts=tuple(Rollout((each,)) for each in asked))
 
 
 def chain_group(number: int, size: int = 2, window: int = 2, turns: int = 3) -> Group:

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from transformers import AutoModelForImageTextToText
 from envs import State, Task
 from g1_ray.coldstart.config import SftConfig
 from g1_ray.coldstart.examples import Example
+from g1_ray.engines.weight_sync import SIGHT
 from g1_ray.files import Journal, read_lines, steps_in, write_json, write_lines, written
 from g1_ray.learner.attention import CHUNKS
 from g1_ray.learner.policy import vision_tower
@@ -29,6 +30,8 @@ from g1_ray.runs.curves import save_curves
 from g1_ray.seeds import seed_of
 from g1_ray.types import Ints
 
+LOOKED = 0.02
+"""Nats a token. Answers that describe a board are less likely beside another one by 0.1 and more."""
 OPTIMIZER = "optimizer.safetensors"
 TRAINER = "trainer.json"
 
@@ -118,8 +121,11 @@ class Trainer:
         start = first % size
         return [int(index) for index in np.concatenate(orders)[start : start + num]]
 
-    def loss(self, lot: Lot, indices: Sequence[int]) -> tuple[torch.Tensor, int]:
-        """The summed cross entropy of the answers' tokens, and how many of them were the likeliest."""
+    def loss(self, lot: Lot, indices: Sequence[int], shown: Sequence[State] | None = None) -> tuple[torch.Tensor, int]:
+        """The summed cross entropy of the answers' tokens, and how many of them were the likeliest.
+
+        `shown`: other pictures than the examples' own.
+        """
         answers = [lot.answers[i] for i in indices]
         longest, prompt = max(map(len, answers)), len(lot.prompt)
         # Answers of other lengths are filled up at their end, where a causal model's earlier tokens don't see it.
@@ -129,7 +135,7 @@ class Trainer:
         for row, answer in enumerate(answers):
             ids[row, prompt : prompt + len(answer)] = answer
             wanted[row, prompt : prompt + len(answer)] = True
-        pixels, grid = self.chat.pixel_values([lot.states[i] for i in indices])
+        pixels, grid = self.chat.pixel_values(shown or [lot.states[i] for i in indices])
         tokens, labels = torch.from_numpy(ids).to(self.device), torch.from_numpy(wanted[:, 1:]).to(self.device)
         grids = torch.from_numpy(grid).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._mixed):
@@ -145,6 +151,32 @@ class Trainer:
         return torch.nn.functional.cross_entropy(logits.float(), target, reduction="sum"), int(
             (logits.argmax(-1) == target).sum()
         )
+
+    @torch.no_grad()
+    def check_sight(self, lot: Lot) -> None:
+        """Raises `ValueError` where no answer is the likelier or the less likely for the picture it is about."""
+        indices = range(min(8, len(lot.states)))
+        looks = replace(lot.task.perception, blank=1)
+        blank = [State(replace(lot.task, perception=looks), lot.states[i].data) for i in indices]
+        pairs = [(self.loss(lot, [i])[0], self.loss(lot, [i], [blank[i]])[0]) for i in indices]
+        moved = max(abs(float(own - other)) / len(lot.answers[i]) for i, (own, other) in enumerate(pairs))
+        if moved <= SIGHT:
+            raise ValueError(
+                f"{lot.task.name}: answers are as likely with a blank picture as with the board's ({moved:.1g} nats a "
+                "token apart): the pictures are blank, or don't reach the model.\nLook at the game's perception "
+                "(blank = 0), and at the image processor and the chat template in the model's folder."
+            )
+
+    @torch.no_grad()
+    def sight(self, lot: Lot) -> float:
+        """What the pictures are worth: the loss with another example's picture, less that with their own, nats a token.
+
+        Of the first examples; 0 where the answers were learned without looking.
+        """
+        indices = list(range(min(self.config.micro_batch, len(lot.states))))
+        others = [lot.states[(i + 1) % len(lot.states)] for i in indices]
+        tokens = sum(len(lot.answers[i]) for i in indices)
+        return float(self.loss(lot, indices, others)[0] - self.loss(lot, indices)[0]) / tokens
 
     @property
     def _mixed(self) -> bool:
@@ -190,8 +222,11 @@ def fit(trainer: Trainer, lots: Sequence[Lot], out: Path, show: Callable[[str], 
     """Trains to the last step; returns the last metrics.
 
     Writes a line in out/metrics.jsonl for each, checkpoints in out/checkpoints, and at the end out/curves.png. A run
-    that goes on drops the lines after its checkpoint.
+    that goes on drops the lines after its checkpoint. Says so where answers don't depend on the pictures at the end.
+    Raises `ValueError` where they can't.
     """
+    for lot in lots:
+        trainer.check_sight(lot)
     journal = Journal(out / "metrics.jsonl")
     lines = read_lines(journal.path)[: trainer.step]
     write_lines(journal.path, lines)
@@ -204,6 +239,8 @@ def fit(trainer: Trainer, lots: Sequence[Lot], out: Path, show: Callable[[str], 
                 raise FloatingPointError(f"step {trainer.step}: the loss is {metrics['loss']}")
             passed = time.monotonic() - started
             metrics = {"step": trainer.step, **metrics, "seconds": round(passed, 2)}
+            if trainer.step == trainer.steps:
+                metrics["sight"] = _told_sight(trainer, lots, show)
             journal.append({name: value if math.isfinite(value) else None for name, value in metrics.items()})
             if trainer.step % config.log_every == 0 or trainer.step == trainer.steps:
                 left = passed / (trainer.step - first) * (trainer.steps - trainer.step)
@@ -216,6 +253,18 @@ def fit(trainer: Trainer, lots: Sequence[Lot], out: Path, show: Callable[[str], 
     trainer.save(out / "checkpoints" / f"step-{trainer.step}")
     save_curves(out)
     return metrics
+
+
+def _told_sight(trainer: Trainer, lots: Sequence[Lot], show: Callable[[str], None]) -> float:
+    """That of the game that is looked at least; loud where it is next to nothing."""
+    sights = [trainer.sight(lot) for lot in lots]
+    for lot, sight in zip(lots, sights, strict=True):
+        if sight < LOOKED:
+            show(
+                f"WARNING: {lot.task.name} was learned without looking: answers are as likely beside another board's "
+                f"picture ({sight:.2g} nats a token apart). Train longer, or see if pictures and answers are a pair"
+            )
+    return min(sights)
 
 
 def last_checkpoint(out: Path) -> Path | None:

@@ -26,6 +26,7 @@ class Engine(Protocol):
     ) -> list[tuple[Completion, ...]]:
         """`num_answers` completions for each request, sampled as the engine was told where it is not told otherwise.
 
+        Where it is not, their log-probabilities are what `logprobs` gives for them.
         Raises `ValueError` for a prompt that leaves no room for an answer, and for more answers than `max_num_seqs`.
         """
 
@@ -36,7 +37,10 @@ class Engine(Protocol):
         """
 
     async def logprobs(self, sequences: Sequence[tuple[Prompt, Ints]]) -> list[Floats]:
-        """Log-probabilities [C], at temperature 1, of the tokens of completions [C] that follow the prompts."""
+        """Log-probabilities [C] of the tokens of completions [C] that follow the prompts, nats.
+
+        Of softmax(logits / temperature), at the temperature that the engine was told (at 1 where that is 0).
+        """
 
     async def load_policy(self, weights: NDArray[np.uint8], version: int) -> SyncReport:
         """Goes on with the weights that `pack_weights` made, between two tokens of the answers in flight.
@@ -61,6 +65,11 @@ class EngineBase:
         self._path, self._config, self._dtype, self._sampling = path, engine, dtype, sampling
         self._freeze_vision = freeze_vision
         self._version = 0
+
+    @property
+    def _temperature(self) -> float:
+        """At which log-probabilities are: a greedy engine's are the model's own."""
+        return self._sampling.temperature or 1.0
 
     def _check(self, requests: Sequence[Request]) -> None:
         """Raises `ValueError` for what an engine of this size can't answer."""

@@ -245,7 +245,7 @@ class TransformersEngine(EngineBase):
     def _score(self, prompt: Prompt, completion: Ints) -> Floats:
         whole = np.concatenate([prompt.token_ids, completion])
         out, _ = self._forward([prompt], [whole], use_cache=False, last=len(completion) + 1)
-        logprobs = torch.log_softmax(out.logits[0, :-1].float(), -1)
+        logprobs = torch.log_softmax(out.logits[0, :-1].float() / self._temperature, -1)
         targets = torch.from_numpy(completion.astype(np.int64)).to(self._device)
         scored: Floats = logprobs.gather(-1, targets[:, None])[:, 0].cpu().numpy()
         return scored

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 class VLLMEngine(EngineBase):
     """An inference engine around vLLM.
 
-    Log-probabilities are of softmax(logits / temperature) over the whole vocabulary where `sampling.temperature` is 1;
-    at any other temperature vLLM gives those of the distribution that it samples from, in which vision tokens, and
-    tokens that `top_p` cuts off, have no share.
+    Its model's logits are divided by the engine's temperature before vLLM gets to see them. So all log-probabilities,
+    those of answers that are sampled otherwise too, are of softmax(logits / temperature) over the whole vocabulary;
+    those that vLLM itself divides have no share for vision tokens, and it divides none of a prompt's.
     """
 
     async def start(self) -> None:
@@ -66,6 +66,8 @@ class VLLMEngine(EngineBase):
         self._open.set()
         self._sync = asyncio.Lock()
         await self._llm.update_weight_version("0")
+        if self._temperature != 1:
+            await self._llm.collective_rpc("divide_logits", args=(self._temperature,))
         log.info("%s answers, %s", self._path, self._dtype)
 
     def _arguments(self) -> dict[str, Any]:
@@ -82,7 +84,7 @@ class VLLMEngine(EngineBase):
             "mm_device_do_normalize": False,  # pixel values come normalised
             "limit_mm_per_prompt": {"video": 0},
             "generation_config": "vllm",
-            "logprobs_mode": "raw_logprobs" if self._sampling.temperature == 1 else "processed_logprobs",
+            "logprobs_mode": "raw_logprobs",
             "disable_log_stats": True,
             "worker_extension_cls": "g1_ray.engines.vllm_worker.Worker",
             "weight_transfer_config": WeightTransferConfig(backend="file"),
@@ -167,7 +169,7 @@ class VLLMEngine(EngineBase):
         return SamplingParams(
             n=request.num_answers,
             seed=seed_of("answers", request.seed) >> 1,  # vLLM gives answer i the seed + i
-            temperature=sampling.temperature,
+            temperature=sampling.temperature / self._temperature,
             top_p=sampling.top_p,
             max_tokens=sampling.max_tokens,
             stop_token_ids=[self._chat.eos_token_id],

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from safetensors import safe_open
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
@@ -61,7 +63,18 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
 
 
 class Worker:
-    """The extension itself: importing it is what it is for."""
+    """What every worker gets beside its own methods; importing this module is the other thing it is for."""
+
+    def divide_logits(self, temperature: float) -> None:
+        """From now on what the model says is logits / temperature, in float32, as the learner computes it."""
+        model: Any = self.get_model()  # type: ignore[attr-defined]
+        plain = model.compute_logits
+
+        def divided(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+            logits = plain(*args, **kwargs)  # None where another worker has them
+            return None if logits is None else logits.float() / temperature
+
+        model.compute_logits = divided
 
 
 # It names, at every sync, the layers that own no weights.

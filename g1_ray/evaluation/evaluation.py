@@ -74,7 +74,11 @@ class Evaluation:
         for entries in together.values():
             keys = {entry.key for entry in entries}
             theirs = {key: reply for key, reply in known.items() if key[:2] in keys}
-            jobs.append(Job(tuple(entries), seeds, self.protocol.moves, theirs, gpus, self.lab))
+            each = entries[0].player.needs(gpus).get("num_gpus", 0.0)
+            shares = min(len(seeds), int(gpus / len(together) / each)) if each else 1  # an engine for each
+            for i in range(max(1, shares)):
+                its = seeds[i :: max(1, shares)]
+                jobs.append(Job(tuple(entries), its, self.protocol.moves, theirs, gpus, 0 if i else self.lab))
         for entry in left:
             if not isinstance(entry.player, Asked):
                 chunks = [seeds[i : i + CHUNK] for i in range(0, len(seeds), CHUNK)]

@@ -7,6 +7,7 @@ Needs no Ray: `evaluation` runs it as Ray tasks.
 """
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import Iterator, Mapping
@@ -98,10 +99,10 @@ class LabOver:
 News = Answered | RunOver | Failed | Troubled | LabOver
 
 
-def work(job: Job) -> Iterator[list[News]]:
-    """Does the job; yields the news that there are, as soon as there are any."""
+def work(job: Job, opened: Opened | None = None) -> Iterator[list[News]]:
+    """Does the job; yields the news that there are, as soon as there are any. `opened`: who answers, where it is up."""
     if isinstance(job.entries[0].player, Asked):
-        yield from AskedJob(job).work()
+        yield from AskedJob(job, opened).work()
         return
     for entry in job.entries:
         assert isinstance(entry.player, Chooser), entry.player
@@ -113,8 +114,8 @@ def work(job: Job) -> Iterator[list[News]]:
 class AskedJob:
     """A job of players that are asked: its event loop runs while somebody waits for news."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, job: Job, opened: Opened | None = None) -> None:
+        self.job, self._given = job, opened
         self.players: list[Asked] = [entry.player for entry in job.entries if isinstance(entry.player, Asked)]
         self._news: list[News] = []
         self._told = asyncio.Event()
@@ -144,7 +145,9 @@ class AskedJob:
     async def _play(self) -> None:
         """All runs at once, and then the lab."""
         job, player = self.job, self.players[0]
-        async with player.opened(self.players, [entry.game.task() for entry in job.entries], job.gpus) as opened:
+        tasks = [entry.game.task() for entry in job.entries]
+        given = contextlib.nullcontext(self._given) if self._given else None
+        async with given or player.opened(self.players, tasks, job.gpus) as opened:
             self._opened: Opened = opened
             log.info("%s: %d runs", ", ".join(each.name for each in self.players), len(job.entries) * len(job.seeds))
             await asyncio.gather(*(self._run(entry, seed) for entry in job.entries for seed in job.seeds))

@@ -158,7 +158,7 @@ class Learner:
             shown = [pictures[state] for state in pack.states]
             grids = np.array([picture.grid for picture in shown], np.int64).reshape(-1, 3)
             return self.policy.inputs(pack, grids, pictures=shown, device=self.device, dtype=self.dtype)
-        pixel_values, grids = self.chat.pixel_values(pack.states)
+        pixel_values, grids = self.chat.pixel_values(pack.states) if pack.states else self.chat.no_picture()
         return self.policy.inputs(pack, grids, pixel_values=pixel_values, device=self.device, dtype=self.dtype)
 
     def _accumulate(self, pack: Pack, pictures: Mapping[State, Picture]) -> dict[str, torch.Tensor]:
@@ -236,7 +236,18 @@ class Learner:
             with torch.no_grad():
                 logprobs = self.policy(self._inputs(pack, pictures)).cpu().numpy()
             scored += np.split(logprobs, np.flatnonzero(np.diff(pack.answers)) + 1)
+        self._let_go()
         return scored
+
+    def _let_go(self) -> None:
+        """Gives up gathered weights, as a backward pass does: they are copies, in the compute dtype.
+
+        Without it they would stay what the model computes with, and what `weights` reads, after `load` has changed
+        the shards.
+        """
+        for module in self.policy.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     # Weights and checkpoints
 
@@ -257,7 +268,11 @@ class Learner:
         return weights
 
     def _changing(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """What training changes, by its Hugging Face name, whole. Collective."""
+        """What training changes, by its Hugging Face name, whole, in float32. Collective.
+
+        An adapter is added to its layer as that is computed with (its dtype holds it exactly), and not rounded before
+        the sum is.
+        """
         if not self.config.model.lora.rank:
             for t in self.optimizer.trained:
                 yield t.name, whole(t.parameter)

@@ -25,6 +25,19 @@ import torch
 from envs.registry import Registry
 from g1_ray.config import AlgorithmConfig
 
+MAX_LOG_RATIO = 20.0
+"""Ratios are bounded at its exponential, 5e8: float32 ends at e^88.7, and the sum of their squares must fit too."""
+
+
+def ratios_of(log_ratios: torch.Tensor) -> torch.Tensor:
+    """exp of log-ratios [T], bounded in value, and in gradient with it, which is the value's own.
+
+    Bounded importance weights, Ionides, 'Truncated importance sampling' (J. Comput. Graph. Stat. 17, 2008): without,
+    one token whose ratio overflows is an inf here and, truncated, inf x 0 = NaN in the loss of its whole batch.
+    """
+    bounded = log_ratios.detach().float().clamp(max=MAX_LOG_RATIO)
+    return (bounded + (log_ratios - log_ratios.detach())).exp()
+
 
 def k3_kl(logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Tensor:
     """Estimate [T] of KL(policy, reference) a token, unbiased for tokens of the policy and never negative.
@@ -32,7 +45,7 @@ def k3_kl(logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Ten
     exp(d) - d - 1 with d = reference - policy: Schulman, 'Approximating KL divergence' (2020), k3.
     """
     difference = reference_logprobs - logprobs
-    return difference.exp() - difference - 1
+    return ratios_of(difference) - difference - 1
 
 
 def answer_log_ratios(log_ratios: torch.Tensor, answers: torch.Tensor, num_answers: int) -> torch.Tensor:
@@ -90,17 +103,18 @@ def clip(tokens: Tokens, config: AlgorithmConfig) -> Losses:
     log_ratios, advantages = tokens.logprobs - tokens.inference_logprobs, tokens.advantages
     if config.ratio == "sequence":
         log_ratios = answer_log_ratios(log_ratios, tokens.answers, tokens.num_answers)
-    ratios = log_ratios.exp()
+    ratios = ratios_of(log_ratios)
     values = ratios.detach()
     truncated = values.clamp(max=config.tis_cap) if config.tis_cap else values
     weighted = ratios * (truncated / values.clamp(min=torch.finfo(values.dtype).tiny))
     low, high = 1 - config.clip_low, 1 + config.clip_high
     losses = -torch.minimum(weighted * advantages, weighted.clamp(low, high) * advantages)
+    weights = weighted.detach()  # what a cap below 1 + clip_high keeps within the bounds is not clipped
     return Losses(
         losses=losses,
         ratios=values,
-        clipped_low=(values < low) & (advantages < 0),
-        clipped_high=(values > high) & (advantages > 0),
+        clipped_low=(weights < low) & (advantages < 0),
+        clipped_high=(weights > high) & (advantages > 0),
         tis_weights=truncated,
     )
 

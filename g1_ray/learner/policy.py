@@ -152,6 +152,8 @@ class Inputs:
     """[patches, features] of all pictures: given where the vision tower is trained, with `grids`."""
     grids: torch.Tensor | None = None
     """[pictures, 3]"""
+    shown: bool = True
+    """False where the tokens have no picture, and the tower looks at one all the same: see `Policy.forward`."""
     pictures: tuple[Picture, ...] = ()
     """Given where the vision tower is frozen."""
 
@@ -167,7 +169,11 @@ class Policy(nn.Module):
         self._positions: dict[tuple[bytes, bytes], NDArray[np.int64]] = {}
 
     def forward(self, inputs: Inputs) -> torch.Tensor:
-        """[T] log-probability, float32, of each sampled token given those that its pack lets it see."""
+        """[T] log-probability, float32, of each sampled token given those it sees in its pack, at the temperature.
+
+        A vision tower that is trained is run for every pack, if only for nothing: all ranks gather its weights and
+        reduce its gradients together.
+        """
         if inputs.pixel_values is not None:
             pictures: Sequence[Picture] = self.encode(inputs.pixel_values, inputs.grids)
         else:
@@ -175,11 +181,12 @@ class Policy(nn.Module):
         hidden = self.model.base_model(
             input_ids=inputs.token_ids,
             position_ids=inputs.position_ids,
-            mm_encoder_outputs={"image": self._joined(pictures)} if pictures else None,
+            mm_encoder_outputs={"image": self._joined(pictures)} if pictures and inputs.shown else None,
             use_cache=False,
             segments=inputs.segments,
         ).last_hidden_state[0]
-        return self._head(hidden[inputs.predictors], inputs.target_ids)
+        logprobs = self._head(hidden[inputs.predictors], inputs.target_ids)
+        return logprobs if inputs.shown else logprobs + 0 * sum(part.sum() for part in pictures[0].features)
 
     def _head(self, hidden: torch.Tensor, target_ids: torch.Tensor) -> torch.Tensor:
         """[T] from the hidden states [T, width]. Logits are made in parts, and made again for the backward pass."""
@@ -221,14 +228,16 @@ class Policy(nn.Module):
     ) -> Inputs:
         """A pack as tensors on a device, with its pictures' `grids` [pictures, 3] and either patches or features."""
         token_ids = torch.from_numpy(pack.token_ids.astype(np.int64)).to(device)
+        shown = bool(pack.states)
         return Inputs(
             token_ids=token_ids[None],
-            position_ids=torch.from_numpy(self.position_ids(pack, grids)).to(device),
+            position_ids=torch.from_numpy(self.position_ids(pack, grids if shown else grids[:0])).to(device),
             segments=segments_of(pack.segments, dtype, torch.device(device)),
             predictors=torch.from_numpy(pack.predictors.astype(np.int64)).to(device),
             target_ids=token_ids[torch.from_numpy(pack.targets.astype(np.int64)).to(device)],
             pixel_values=None if pixel_values is None else torch.from_numpy(pixel_values).to(device),
             grids=None if pixel_values is None else torch.from_numpy(grids).to(device),
+            shown=shown or pixel_values is None,
             pictures=tuple(pictures),
         )
 

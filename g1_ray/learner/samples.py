@@ -4,7 +4,7 @@ No text is tokenised: a sample's tokens are those that the engine saw and sample
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,8 +49,9 @@ def _fault_of_turn(turn: Turn) -> str:
     if not np.isfinite(completion.logprobs).all() or completion.logprobs.max() > 1e-3:
         worst = completion.logprobs[int(np.argmax(np.nan_to_num(completion.logprobs, nan=np.inf)))]
         return f"a log-probability of {worst}"
-    if not np.isfinite(turn.reward):
-        return f"a reward of {turn.reward}"
+    for name, value in (("reward", turn.reward), ("gain", turn.gain)):
+        if not np.isfinite(value):
+            return f"a {name} of {value}"
     return ""
 
 
@@ -130,16 +131,25 @@ def _sample_of(turns: Sequence[Turn], advantage: float, prefix: int, group: int)
 # Batches
 
 
-def batch_of(groups: Sequence[Group], version: int, config: RunConfig, taken_at: float = 0.0) -> Batch:
+def batch_of(
+    groups: Sequence[Group],
+    version: int,
+    config: RunConfig,
+    taken_at: float = 0.0,
+    forgotten: Mapping[str, int] | None = None,
+) -> Batch:
     """The batch that a step trains on, from groups without a fault (`fault_of_group`); `taken_at`: Unix time, s.
 
-    Flat groups are left out where the config says so, and counted. Metrics that no answer bears on are left out.
+    Flat groups are left out where the config says so, and counted; `forgotten` ones, by game, are counted only.
+    Metrics that no answer bears on are left out.
     """
+    more = Counter(forgotten or {})
     flat = [is_flat(group) for group in groups]
     left_out = flat if config.algorithm.skip_flat_groups else [False] * len(groups)
     trained = [group for group, leave_out in zip(groups, left_out, strict=True) if not leave_out]
     samples = tuple(sample for group in trained for sample in samples_of(group, config.algorithm))
-    metrics = {"groups": float(len(groups)), "flat_groups": float(sum(flat)), "samples": float(len(samples))}
+    counts = len(groups) + more.total(), sum(flat) + more.total(), len(samples)
+    metrics = dict(zip(("groups", "flat_groups", "samples"), map(float, counts), strict=True))
     metrics["tokens"] = float(sum(int(sample.loss_mask.sum()) for sample in samples))
     turns = [turn for group in groups for turn in group.turns]
     metrics |= _metrics_of_turns(turns, "")
@@ -148,9 +158,9 @@ def batch_of(groups: Sequence[Group], version: int, config: RunConfig, taken_at:
     for group in groups:
         by_game[group.ticket.game].append(group)
     for game, its in sorted(by_game.items()):
-        metrics[f"{game}/groups"] = float(len(its))
+        metrics[f"{game}/groups"] = float(len(its) + more[game])
         metrics[f"{game}/return"] = float(np.mean([rollout.total for group in its for rollout in group.rollouts]))
-        metrics[f"{game}/flat_groups"] = float(sum(map(is_flat, its)))
+        metrics[f"{game}/flat_groups"] = float(sum(map(is_flat, its)) + more[game])
         metrics |= _metrics_of_turns([turn for group in its for turn in group.turns], f"{game}/")
     oldest = min((group.min_version for group in trained), default=version)
     return Batch(version, samples, Origin(metrics, oldest, taken_at))

@@ -81,7 +81,13 @@ class Chat:
         return np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
 
     def _ids(self, text: str, pads: int) -> Ints:
+        """Of text with one picture in it."""
         ids = self.ids(text)
+        if (shown := int((ids == self.image_token_id).sum())) != 1:
+            raise ValueError(
+                f"the model's chat template writes {shown} pictures into a turn that has one: the model would not see "
+                "what it is asked about.\nTake a model whose template shows every picture of a user's turn."
+            )
         return np.repeat(ids, np.where(ids == self.image_token_id, pads, 1))
 
     def pads(self, task: Task) -> int:
@@ -103,6 +109,13 @@ class Chat:
             arrays.append(values)
             grids.append(grid)
         return np.concatenate(arrays), np.array(grids, np.int64)
+
+    def no_picture(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The smallest picture there is, of one visual token, with nothing in it: as `pixel_values` gives one."""
+        its = self.image_processor
+        features = 3 * its.temporal_patch_size * its.patch_size**2
+        grid = np.array([[1, its.merge_size, its.merge_size]], np.int64)
+        return np.zeros((its.merge_size**2, features), np.float32), grid
 
     def decode(self, token_ids: Ints) -> str:
         """The words of a completion, without special tokens."""

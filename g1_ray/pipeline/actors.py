@@ -42,6 +42,16 @@ START_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
+class Receipt:
+    """What the buffer says of the groups of a tick."""
+
+    groups: list[tuple[int, int]]
+    """The number and the oldest version of every group that came, e.g. [(4711, 3)]."""
+    flat_in_a_row: int
+    """Groups since the last one that was not flat, these included, e.g. 0."""
+
+
+@dataclass(frozen=True)
 class StepSummary:
     """All there is to say about one optimizer step."""
 
@@ -69,19 +79,19 @@ class BufferActor:
     async def admit(self, num_groups: int) -> list[Ticket]:
         return await self.buffer.admit(num_groups)
 
-    async def put(self, groups: Sequence[Group]) -> list[tuple[int, int]]:
-        """Returns the number and the oldest version of every group that came."""
+    async def put(self, groups: Sequence[Group]) -> Receipt:
         await self.buffer.put(groups)
-        return [(group.ticket.group, group.min_version) for group in groups]
+        numbers = [(group.ticket.group, group.min_version) for group in groups]
+        return Receipt(numbers, self.buffer.flat_in_a_row)
 
     async def fail(self, tickets: Sequence[Ticket], reason: str) -> None:
         await self.buffer.fail(tickets, reason)
 
     async def take(self, version: int) -> Batch | None:
-        groups, flat = await self.buffer.take(version)
+        groups, flat, forgotten = await self.buffer.take(version)
         if not groups:
             return None  # closed
-        return batch_of([*groups, *flat], version, self.config, taken_at=time.time())
+        return batch_of([*groups, *flat], version, self.config, time.time(), forgotten)
 
     async def release(self, report: StepReport, *loaded: SyncReport | None) -> StepSummary:
         """Ends the step: its groups are booked, and their slots are free again."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -10,9 +10,11 @@ import ray
 from envs import State
 from envs.rewards import reward_named
 from g1_ray.config import GameConfig, RunConfig
-from g1_ray.engines.weight_sync import CANARY_TOLERANCE, Canary
+from g1_ray.engines.weight_sync import CANARY_TOLERANCE, Canary, check_sight
+from g1_ray.evaluation.job import Job, News, work
 from g1_ray.evaluation.lab import AS_IS, TRUE, experiment, lab_metrics, lab_states
 from g1_ray.evaluation.play import Run, ask_model, play_asked
+from g1_ray.evaluation.players import Model, Opened
 from g1_ray.evaluation.results import result_of
 from g1_ray.pipeline.actors import START_TIMEOUT_S
 from g1_ray.pipeline.graph import Actors
@@ -36,9 +38,14 @@ class Checkup:
         self._sampling = Sampling(1.0, 1.0, config.rollout.max_tokens)
 
     def canary(self, version: int) -> dict[str, float]:
-        """Compares every engine with the learner on fixed sequences. Raises `WeightSyncError` where they differ."""
+        """Compares every engine with the learner on fixed sequences, and makes sure that all of them see.
+
+        Raises `WeightSyncError` where they differ, `BlindError` where a picture makes no difference to one.
+        """
         learned = get_all([learner.logprobs.remote(self._sequences) for learner in self.actors.learners])[0]
         answered = get_all([engine.logprobs.remote(self._sequences) for engine in self.actors.engines])
+        engines = {f"engine {i}": each for i, each in enumerate(answered)}
+        check_sight(version, [game.name for game in self.config.games], {"the learner": learned, **engines})
         pairs = zip(self._canaries, answered, strict=True)
         return {"canary_nats": max(canary.check(version, engine, learned) for canary, engine in pairs)}
 
@@ -59,6 +66,12 @@ class Checkup:
             metrics[f"{game.name}/eval_scoring"] = result.scoring.mean / 100
             metrics[f"{game.name}/eval_p_acc"] = result.p_acc
         return metrics
+
+    def answer(self, job: Job) -> Iterator[list[News]]:
+        """Does a job of an evaluation, of players that are this policy, with the run's own engines, all of them."""
+        players = [entry.player for entry in job.entries]
+        asks = {p.name: ask_model(self._chat, self._generate, p.sampling) for p in players if isinstance(p, Model)}
+        yield from work(job, Opened(lambda player, question: asks[player.name](question)))
 
     def examine(self) -> dict[str, float]:
         """What the lab finds of the policy, at temperature 1."""
@@ -86,7 +99,11 @@ class Checkup:
         self._turn += 1
         shares = [list(requests[i :: len(engines)]) for i in range(len(engines))]
         asked = [(engines[(i + self._turn) % len(engines)], part) for i, part in enumerate(shares) if part]
-        parts = await asyncio.gather(*(engine.ask.remote(part, sampling) for engine, part in asked))
+        answering = asyncio.gather(*(engine.ask.remote(part, sampling) for engine, part in asked))
+        try:
+            parts = await asyncio.wait_for(answering, self.config.eval.timeout_s)
+        except TimeoutError:
+            raise RuntimeError(f"the engines gave no answer in {self.config.eval.timeout_s:g} s") from None
         answers: list[Any] = [None] * len(requests)
         for i, part in enumerate(parts):
             answers[i :: len(engines)] = part

@@ -7,12 +7,14 @@ What holds at any moment, and is tested:
 - groups that are running, waiting or taken never exceed the run's capacity (`RunConfig.capacity`), and a taken group
   gives its slot back only once the engines hold the weights made from it (after AReaL, arXiv 2505.24298, section 5.1);
 - a group is trained on at most once, and never when its oldest token is more than max_staleness steps old;
-- with max_staleness 0 what a batch is made of depends on the run's seed alone, not on who was faster.
+- with max_staleness 0 what a batch is made of depends on the run's seed alone, not on who was faster;
+- what is kept is bounded, however long no group comes that can be trained on.
 
 A plain asyncio class: it becomes an actor where the graphs are composed.
 """
 
 import asyncio
+import heapq
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,7 +30,7 @@ from g1_ray.types import Fate, Group, Ticket
 MAX_ISSUES = 3
 """Times a group is tried before it is given up and quarantined."""
 POOL = 1024
-"""Visited states kept for each game."""
+"""Visited states kept for each game, and flat groups kept for the next batch's metrics."""
 
 
 class ReplayBuffer:
@@ -55,7 +57,10 @@ class ReplayBuffer:
         self._again: deque[Ticket] = deque()
         self._waiting: dict[int, Group] = {}
         self._taken: dict[int, tuple[Group, int]] = {}  # with its staleness
-        self._flat: list[Group] = []  # since the last batch
+        self._flat: list[tuple[int, Group]] = []  # since the last batch: a heap of those with the highest numbers
+        self._forgotten: Counter[str] = Counter()  # by game, the other flat ones
+        self.flat_in_a_row = 0
+        """Groups that came since the last one that was not flat."""
         self._visited: dict[str, deque[State]] = {game.name: deque(maxlen=POOL) for game in config.games}
         self._changed = asyncio.Condition()
         self._closed = False
@@ -122,12 +127,21 @@ class ReplayBuffer:
                 if fault := self._fault_of(group):
                     self._end(group.ticket, "quarantined", fault, group)
                 elif self._is_flat(group):
-                    self._flat.append(group)
+                    self._keep_flat(group)
                     self._end(group.ticket, "dropped", "flat", group)
                 else:
+                    self.flat_in_a_row = 0
                     self._waiting[group.ticket.group] = group
             self._changed.notify_all()
         return taken_in
+
+    def _keep_flat(self, group: Group) -> None:
+        """Which ones are kept depends on their numbers, not on who was faster."""
+        self.flat_in_a_row += 1
+        heapq.heappush(self._flat, (group.ticket.group, group))
+        if len(self._flat) > POOL:
+            _, oldest = heapq.heappop(self._flat)
+            self._forgotten[oldest.ticket.game] += 1
 
     async def fail(self, tickets: Sequence[Ticket], reason: str) -> None:
         """Groups that came to nothing: they are issued again, or given up after `MAX_ISSUES` times."""
@@ -146,11 +160,12 @@ class ReplayBuffer:
 
     # The train graph
 
-    async def take(self, version: int) -> tuple[list[Group], list[Group]]:
+    async def take(self, version: int) -> tuple[list[Group], list[Group], dict[str, int]]:
         """The oldest `groups_per_step` groups that are fresh enough for policy `version`, once there are so many.
 
         And the flat ones that came since the last batch: they teach nothing, and belong to how well the policy does.
-        Groups that are too old are dropped. No groups at all where the buffer is closed before that.
+        Of these the newest `POOL`, and by game how many more there were. Groups that are too old are dropped. No groups
+        at all where the buffer is closed before that.
         """
         num_groups = self.config.rollout.groups_per_step
         async with self._changed:
@@ -160,13 +175,14 @@ class ReplayBuffer:
                     break
                 await self._changed.wait()
             else:
-                return [], []
+                return [], [], {}
             # With staleness 0 the slots admit no more than these: their numbers decide, not their order of arrival.
             groups = [self._waiting.pop(number) for number in sorted(self._waiting)[:num_groups]]
             self._taken = {group.ticket.group: (group, version - group.min_version) for group in groups}
-            flat, self._flat = self._flat, []
+            flat, self._flat = [group for _, group in sorted(self._flat)], []
+            forgotten, self._forgotten = dict(self._forgotten), Counter()
             self._remember_visited(groups, flat)
-            return groups, flat
+            return groups, flat, forgotten
 
     def _drop_stale(self, version: int) -> None:
         for number, group in list(self._waiting.items()):
@@ -206,11 +222,11 @@ class ReplayBuffer:
     # Books
 
     def _end(self, ticket: Ticket, fate: str, reason: str, group: Group | None, staleness: int | None = None) -> None:
+        if staleness is None:
+            staleness = self.version - (ticket.version if group is None else group.min_version)
         self.counts[fate] += 1
         if fate == "dropped":
             self.counts[f"dropped: {reason}"] += 1
-        if staleness is None:
-            staleness = self.version - (ticket.version if group is None else group.min_version)
         self._keep(Fate(ticket.group, ticket.game, fate, reason, self.version, staleness), group)
 
     @property

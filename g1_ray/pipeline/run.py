@@ -16,7 +16,7 @@ from pathlib import Path
 import ray
 
 from g1_ray.config import RunConfig
-from g1_ray.pipeline.actors import START_TIMEOUT_S, StepSummary, hire
+from g1_ray.pipeline.actors import START_TIMEOUT_S, Receipt, StepSummary, hire
 from g1_ray.pipeline.checkup import Checkup, get, get_all
 from g1_ray.pipeline.graph import Executor, Finished, first_line, rollout_graph, train_graph
 from g1_ray.runs.run_folder import RunFolder
@@ -29,6 +29,8 @@ MAX_FAILURES = 20
 """Rollout ticks that fail one after the other, none going well between them, before the run gives up."""
 MAX_SKIPPED = 5
 """Steps that are skipped one after the other before the run gives up."""
+FLAT_IN_A_ROW = 64
+"""Flat groups one after the other, or those of two steps, before the run says so; again at every doubling."""
 
 
 class Pipeline:
@@ -42,6 +44,8 @@ class Pipeline:
         self.config, self.model_path, self.folder = config, model_path, folder
         self.version = 0
         self.failures = self.skipped = 0
+        self._many_flat = max(FLAT_IN_A_ROW, 2 * config.rollout.groups_per_step)
+        self._tell_at = self._many_flat  # flat groups in a row
         self.books: dict[str, int] = {}
         """What became of all groups, once closed: issued = trained + dropped + quarantined + in_flight."""
 
@@ -77,22 +81,32 @@ class Pipeline:
     # The loop
 
     def train(
-        self, on_step: Callable[[int, dict[str, float]], None], should_stop: Callable[[], bool] = lambda: False
+        self,
+        on_step: Callable[[int, dict[str, float]], None],
+        should_stop: Callable[[], bool] = lambda: False,
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Runs both graphs until the run is over, and leaves a checkpoint at the end."""
-        begun, asynchrony = time.monotonic(), self.config.asynchrony
-        for lane in range(asynchrony.lanes):
+        """Runs both graphs until the run is over, and leaves a checkpoint at the end.
+
+        That is when the steps are made, or between two steps once the minutes are over or `should_stop` says so: a step
+        in progress is finished, one that still waits for groups is not waited for. `tell` hears what the user should.
+        """
+        begun = time.monotonic()
+        for lane in range(self.config.asynchrony.lanes):
             self._start_lane(lane)
-        self._start_step()
-        while TRAIN in self.executor.ticks:
+        while True:
+            late = 0 < self.config.minutes * 60 <= time.monotonic() - begun
+            over = self.version >= self.config.steps or late or should_stop()
+            step = self.executor.ticks.get(TRAIN)
+            if over and (step is None or step.opened is None):
+                break
+            if step is None:
+                self.executor.start(TRAIN, train_graph(self.actors), self.version)
             for finished in self.executor.poll(timeout_s=1.0):
-                if finished.tick.lane != TRAIN:
-                    self._after_rollouts(finished)
-                    continue
-                self._after_step(finished, on_step)
-                late = 0 < self.config.minutes * 60 <= time.monotonic() - begun
-                if self.version < self.config.steps and not late and not should_stop():
-                    self._start_step()
+                if finished.tick.lane == TRAIN:
+                    self._after_step(finished, on_step)
+                else:
+                    self._after_rollouts(finished, tell)
         if not self.folder.checkpoint(self.version).exists():
             self.save()
 
@@ -100,16 +114,14 @@ class Pipeline:
         graph = rollout_graph(self.actors, lane, self.config.rollout.turns)
         self.executor.start(lane, graph, self.config.asynchrony.groups_per_tick)
 
-    def _start_step(self) -> None:
-        self.executor.start(TRAIN, train_graph(self.actors), self.version)
-
-    def _after_rollouts(self, finished: Finished) -> None:
+    def _after_rollouts(self, finished: Finished, tell: Callable[[str], None] = lambda text: None) -> None:
         """Books a tick of a rollout lane, and starts the next one; what it was to make is made again if it failed."""
         tick, failure = finished.tick, finished.failure
-        error = failure.line if failure else ""
-        self.folder.trace(
-            "rollout", tick.lane, tick.opened or tick.started, finished.at, groups=finished.result, error=error
-        )
+        receipt: Receipt | None = finished.result
+        error, groups = failure.line if failure else "", receipt.groups if receipt else None
+        self.folder.trace("rollout", tick.lane, tick.opened or tick.started, finished.at, groups=groups, error=error)
+        if receipt:
+            self._tell_of_flat(receipt.flat_in_a_row, tell)
         self.failures = self.failures + 1 if failure else 0
         if failure:
             log.warning("lane %d: %s", tick.lane, failure.line)
@@ -118,6 +130,20 @@ class Pipeline:
                 raise RuntimeError(f"{self.failures} rollout ticks failed one after the other; {failure.line}")
             get(self.actors.buffer.fail.remote(get(tick.gate), failure.line))
         self._start_lane(tick.lane)
+
+    def _tell_of_flat(self, in_a_row: int, tell: Callable[[str], None]) -> None:
+        if in_a_row < self._many_flat:
+            self._tell_at = self._many_flat
+        if in_a_row < self._tell_at:
+            return
+        self._tell_at = 2 * in_a_row
+        text = (
+            f"the last {in_a_row} groups were flat: all answers to a board earned the same, and teach nothing.\n"
+            "What helps: another level of the game, a larger rollout.group_size, a higher rollout.temperature, or a "
+            "model from a cold start (g1-ray coldstart)"
+        )
+        self.folder.note(text)
+        tell(text)
 
     def _after_step(self, finished: Finished, on_step: Callable[[int, dict[str, float]], None]) -> None:
         """Books an optimizer step, and does what is due after it."""
@@ -137,15 +163,17 @@ class Pipeline:
         about = {"step": report.version, "min_version": origin.min_version}
         self.folder.trace("train", TRAIN, origin.taken_at, finished.at, **about)
         metrics = {**report.metrics, **{f"groups/{name}": float(n) for name, n in summary.books.items()}}
-        if self._is_due(self.config.canary_every):
-            metrics.update(self.checkup.canary(self.version))
+        try:
+            if self._is_due(self.config.canary_every):
+                metrics.update(self.checkup.canary(self.version))
+            if self._is_due(self.config.eval.every):
+                metrics.update(self.checkup.evaluate(self.version))
+            if self._is_due(self.config.eval.lab_every):
+                metrics.update(self.checkup.examine())
+        finally:  # whatever these come to, the step has been made
+            on_step(self.version, metrics)
         if self._is_due(self.config.checkpoint_every):
-            self.save()
-        if self._is_due(self.config.eval.every):
-            metrics.update(self.checkup.evaluate(self.version))
-        if self._is_due(self.config.eval.lab_every):
-            metrics.update(self.checkup.examine())
-        on_step(self.version, metrics)
+            self.save()  # after the line: a run that goes on from a checkpoint has the lines of all steps before
 
     def _is_due(self, every: int) -> bool:
         return every > 0 and self.version % every == 0

@@ -6,6 +6,7 @@ A worker keeps nothing between calls but caches: the states are in what flows, s
 from collections.abc import Sequence
 from dataclasses import replace
 
+from envs import State
 from g1_ray.config import RunConfig
 from g1_ray.rollout.referee import Referee
 from g1_ray.rollout.starts import draw_state
@@ -79,12 +80,15 @@ class EnvWorker:
         return [Group(group.ticket, group.start, group.rollouts) for group in groups]
 
     def canaries(self) -> list[tuple[Prompt, Ints]]:
-        """What engines and learner are compared on: for each game a board with an answer, and the answer alone."""
+        """What engines and learner are compared on, for each game: what `check_sight` asks, and an answer alone."""
         sequences = []
         for referee in self.referees.values():
             seed = seed_of("canary", referee.config.name)
             state = draw_state(referee.task, referee.config.states, seed, referee.reward)
             game = state.game()
             answer = self.chat.ids(referee.codec.write(game.perception(), "", game.legal_actions()[0]))
-            sequences += [(self.chat.prompt([(state, None)]), answer), (Prompt(answer[:1], ()), answer[1:])]
+            shown = self.chat.prompt([(state, None)])
+            looks = replace(state.task.perception, blank=1)
+            blank = replace(shown, states=(State(replace(state.task, perception=looks), state.data),))
+            sequences += [(shown, answer), (shown, answer), (blank, answer), (Prompt(answer[:1], ()), answer[1:])]
         return sequences

@@ -137,7 +137,7 @@ def test_learns_goes_on_after_a_stop_and_leaves_a_model(tiny: Path, tmp_path: Pa
     metrics = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics] == list(range(1, 13))
     assert metrics[-1]["loss"] < 0.7 * metrics[0]["loss"]
-    assert len(shown) == 2 and "step 10/12" in shown[0]
+    assert [text.split()[1] for text in shown if text.startswith("step ")] == ["10/12", "12/12"]
 
     first = trainer_of(tiny, 12, checkpoint_every=5)
     first.steps, kept = 7, first.steps  # stopped at step 7: what came after the last checkpoint is done again
@@ -161,6 +161,33 @@ def test_learns_goes_on_after_a_stop_and_leaves_a_model(tiny: Path, tmp_path: Pa
     assert all(torch.allclose(ends[0][name], ends[1][name], atol=1e-5) for name in ends[0])
     with pytest.raises(ValueError, match="seed 0, not 1"):
         Trainer(checkpoint, second.config, 12, 1).resume(checkpoint)
+
+
+@pytest.mark.parametrize("freeze_vision", [True, False])
+@pytest.mark.parametrize("how", ["blank boards", "zero pixels", "one picture"])
+def test_a_cold_start_that_can_not_see_is_refused(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, freeze_vision: bool
+) -> None:
+    trainer = trainer_of(tiny, 2, freeze_vision=freeze_vision)
+    blank = {"tile_px": 28, "blank": 1 if how == "blank boards" else 0}
+    lots = [make_lot(trainer.chat, examples_of(SHISEN.model_copy(update={"perception": blank}), 4), 1.0)]
+    plain = trainer.chat.pixel_values
+    if how != "blank boards":
+        other = {"zero pixels": lambda states: (0 * plain(states)[0], plain(states)[1])}
+        shown = other.get(how, lambda states: plain([lots[0].states[0]] * len(states)))
+        monkeypatch.setattr(trainer.chat, "pixel_values", shown)
+    with pytest.raises(ValueError, match="shisen: answers are as likely with a blank picture"):
+        fit(trainer, lots, tmp_path)
+
+
+def test_answers_learned_without_looking_are_told(tiny: Path, tmp_path: Path) -> None:
+    """Here no picture belongs to its answer, so there is nothing to be had from looking."""
+    trainer, shown = trainer_of(tiny, 2), []
+    lot = make_lot(trainer.chat, examples_of(SHISEN, 8), 1.0)
+    lot.states[:] = lot.states[3:] + lot.states[:3]
+    metrics = fit(trainer, [lot], tmp_path, shown.append)
+    assert any(text.startswith("WARNING: shisen was learned without looking") for text in shown)
+    assert metrics["sight"] < sft.LOOKED
 
 
 def test_every_example_is_seen_once_a_round(tiny: Path) -> None:

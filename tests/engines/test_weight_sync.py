@@ -3,9 +3,11 @@ import pytest
 import torch
 
 from g1_ray.engines.weight_sync import (
+    BlindError,
     Canary,
     WeightSyncError,
     check_names,
+    check_sight,
     check_version,
     pack_weights,
     packed_names,
@@ -78,3 +80,28 @@ def test_the_canary_sees_values_that_are_not_numbers() -> None:
     broken = [np.full_like(each, np.nan) for each in learner(0, 0)]
     with pytest.raises(WeightSyncError, match="differ by nan"):
         Canary(tolerance=0.05).check(0, broken, learner(0, 0))
+
+
+def seen(board: float, again: float = 0.0, games: int = 2) -> list[np.ndarray]:
+    """The canaries of games on which a blank picture moves log-probabilities by `board`."""
+    base = np.linspace(-3, 0, 20, dtype=np.float32)
+    return [base, base + np.float32(again), base + np.float32(board), base[:9]] * games
+
+
+@pytest.mark.parametrize("board, again", [(0.05, 0.0), (3e-3, 1e-3), (2e-4, 1e-7)])
+def test_who_sees_passes(board: float, again: float) -> None:
+    check_sight(3, ["2048", "swap"], {"the learner": seen(board, again), "engine 0": seen(board)})
+
+
+@pytest.mark.parametrize("board, again", [(0.0, 0.0), (1e-6, 0.0), (4e-3, 3e-3)])
+def test_who_is_blind_is_named(board: float, again: float) -> None:
+    """Also where rounding alone moves log-probabilities as far as the picture does, and on one game only."""
+    sees = seen(0.5)
+    for scored, names in (
+        ({"the learner": seen(board, again), "engine 0": seen(board, again)}, "the learner and engine 0"),
+        ({"the learner": sees, "engine 0": sees, "engine 1": seen(board, again)}, "engine 1"),
+        ({"the learner": sees[:4] + seen(board, again)[4:], "engine 0": sees}, "the learner"),
+    ):
+        with pytest.raises(BlindError, match=f"version 3: {names} blind on (2048|swap)") as error:
+            check_sight(3, ["2048", "swap"], scored)
+        assert len(str(error.value).splitlines()) <= 3

@@ -146,13 +146,28 @@ def test_a_trained_vision_tower_moves():
     assert len(moved) > 10
 
 
+@pytest.mark.parametrize("freeze_vision", [True, False])
+def test_a_batch_without_pictures_is_trained_on(freeze_vision: bool):
+    config = toys.config(freeze_vision=freeze_vision)
+    group = toys.text_group(3)
+    with learner_of(config) as learner:
+        report = learner.step(batch_of([group, toys.text_group(4)], 0, config))
+        prompt, answer = group.rollouts[0].turns[0].prompt, group.rollouts[0].turns[0].completion.token_ids
+        scored, weights = learner.logprobs([(prompt, answer)])[0], learner.weights()
+    assert report.version == 1 and report.metrics["grad_norm"] > 0
+    model = AutoModelForImageTextToText.from_pretrained(toys.tiny_model())
+    model.load_state_dict(weights, strict=False)
+    np.testing.assert_allclose(plain_score(model, prompt, answer), scored, atol=1e-5)
+
+
 def test_one_rank_and_two_make_the_same_update(tmp_path: Path):
     """Also where the second rank has nothing to do, and where one goes on from what the other has saved."""
     options = {"freeze_vision": False, "tokens_per_pack": 200, "algorithm": {"kl_coef": 0.05}}
     one, two = toys.config(**options), toys.config(**options, num_ranks=2)
     lonely, then = batch_of([toys.group(9, size=2)], 0, one), batch(one, 7, 8)
-    batches = [batch(one), batch(one, 4, 5, 6), lonely]
+    batches = [batch(one), batch(one, 4, 5, 6), lonely, batch_of([toys.group(1), toys.text_group(2)], 0, one)]
     assert len(packs_of(lonely, two, 0)[0]) == 1
+    assert {bool(pack.states) for packs in packs_of(batches[-1], two, 0) for pack in packs} == {True, False}
     with learner_of(one) as learner:
         expected = [learner.step(batch).metrics for batch in batches]
         learner.save(tmp_path / "one" / "step-1")
@@ -235,16 +250,35 @@ def test_adapters_are_merged_where_they_leave_and_off_in_the_reference():
     np.testing.assert_allclose(plain_score(model, *sequences[0]), scored, atol=1e-5)
 
 
+def test_an_adapter_is_rounded_once_and_a_canary_changes_nothing_of_it():
+    """In bfloat16 engines get the layer plus the adapter in float32; gathered copies of that are bfloat16."""
+    config = toys.config(lora=4, dtype="bfloat16", optimizer={"lr": 1e-2})
+    sequences = [(toys.group(1).rollouts[0].turns[0].prompt, np.array([30, 31, 32], np.int32))]
+    with learner_of(config) as learner:
+        learner.step(batch(config))
+        untouched = learner.weights()
+        learner.logprobs(sequences)
+        assert_same(learner.weights(), untouched, atol=0)
+        parts = {t.name: t.shard.detach() for t in learner.optimizer.trained}
+    base, moved = saved_model(Path(toys.tiny_model())), 0
+    for name, down in parts.items():
+        if ".lora_A." in name:
+            layer, up = name.partition(".lora_A.")[0] + ".weight", parts[name.replace(".lora_A.", ".lora_B.")]
+            exact = base[layer].bfloat16().float() + 32 / 4 * (up @ down)
+            torch.testing.assert_close(untouched[layer], exact.bfloat16(), rtol=0, atol=0)
+            moved += int((untouched[layer] != base[layer].bfloat16()).sum())
+    assert moved > 1000
+
+
 def plain_score(model: torch.nn.Module, prompt, completion: np.ndarray) -> np.ndarray:
     ids = torch.from_numpy(np.concatenate([prompt.token_ids, completion]).astype(np.int64))[None]
-    pixel_values, grids = toys.chat().pixel_values(prompt.states)
+    images = {}
+    if prompt.states:
+        pixel_values, grids = toys.chat().pixel_values(prompt.states)
+        images = {"pixel_values": torch.from_numpy(pixel_values), "image_grid_thw": torch.from_numpy(grids)}
+        images["mm_token_type_ids"] = (ids == toys.chat().image_token_id).int()
     with torch.no_grad():
-        logits = model(
-            input_ids=ids,
-            pixel_values=torch.from_numpy(pixel_values),
-            image_grid_thw=torch.from_numpy(grids),
-            mm_token_type_ids=(ids == toys.chat().image_token_id).int(),
-        ).logits
+        logits = model(input_ids=ids, **images).logits
     logprobs = logits[0].log_softmax(-1)[:-1].gather(1, ids[0, 1:, None])[:, 0]
     return logprobs[-len(completion) :].float().numpy()
 
@@ -266,6 +300,23 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path, options:
         assert learner.version == 1
         assert learner.step(second).metrics["loss"] == expected
         assert_same(learner.weights(), weights, atol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"lora": 4}, {"dtype": "bfloat16"}, {"freeze_vision": False}])
+def test_a_checkpoint_that_is_loaded_after_a_canary_is_what_is_computed_with(
+    tmp_path: Path, options: dict[str, object]
+):
+    config = toys.config(optimizer={"lr": 1e-2}, **options)
+    sequences = [(toys.group(1).rollouts[0].turns[0].prompt, np.array([30, 31, 32], np.int32))]
+    with learner_of(config) as learner:
+        learner.step(batch(config))
+        learner.save(tmp_path / "step-1")
+        expected, weights = learner.logprobs(sequences)[0], learner.weights()
+        learner.step(batch(config, 4, 5))
+        assert np.abs(learner.logprobs(sequences)[0] - expected).max() > 1e-3
+        learner.load(tmp_path / "step-1")
+        assert_same(learner.weights(), weights, atol=0)
+        np.testing.assert_array_equal(learner.logprobs(sequences)[0], expected)
 
 
 @pytest.mark.parametrize("options", [{}, {"lora": 4}, {"dtype": "bfloat16"}])

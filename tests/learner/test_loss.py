@@ -66,6 +66,33 @@ def test_without_a_cap_the_weight_is_the_ratio():
     torch.testing.assert_close(gradient, torch.tensor([5.0]))
 
 
+@pytest.mark.parametrize("tis_cap", [0.0, 0.7, 1.1, 1.27, 2.0])
+def test_the_clipped_are_those_whose_gradient_is_gone(tis_cap: float):
+    """Also where the cap keeps a weight within the bounds that its ratio is beyond: that token is still trained."""
+    ratios, advantages = [0.1, 0.75, 0.9, 1.0, 1.2, 1.5, 5.0, 300.0] * 2, [1.0] * 8 + [-1.0] * 8
+    made, gradient = surrogate_of(ratios, advantages, tis_cap=tis_cap)
+    assert (made.clipped_low | made.clipped_high).tolist() == (gradient == 0).tolist()
+    assert made.clipped_high.any() == (tis_cap in (0.0, 2.0))
+
+
+@pytest.mark.parametrize("tis_cap", [0.0, 2.0])
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+def test_a_ratio_beyond_float32_gives_no_nan(ratio: str, tis_cap: float):
+    """A token that has become likelier by e^89 and more, between others; its push down is as strong as the bound."""
+    apart = torch.tensor([0.0, 89.0, 1000.0, -1000.0])
+    logprobs = apart.clone().requires_grad_()
+    config = AlgorithmConfig(tis_cap=tis_cap, ratio=ratio)
+    made = clip(Tokens(logprobs, torch.zeros(4), torch.tensor([-1.0, -1.0, -1.0, -1.0]), torch.arange(4), 4), config)
+    made.losses.sum().backward()
+    assert made.losses.isfinite().all() and (made.ratios**2).sum().isfinite() and logprobs.grad.isfinite().all()
+    bound = tis_cap or math.exp(20)
+    assert logprobs.grad.tolist() == pytest.approx([1.0, bound, bound, 0.0], rel=1e-5)
+    logprobs = apart.clone().requires_grad_()
+    kl = k3_kl(logprobs, torch.zeros(4))
+    kl.sum().backward()
+    assert kl.isfinite().all() and logprobs.grad.isfinite().all() and logprobs.grad[3] < 0 < logprobs.grad[1]
+
+
 def test_a_vanished_ratio_gives_no_nan():
     made, gradient = surrogate_of([1e-30, 1e-30], [1.0, -1.0])
     assert made.losses.isfinite().all() and gradient.isfinite().all()

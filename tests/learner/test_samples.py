@@ -133,6 +133,9 @@ def test_a_bad_reward_and_a_rollout_without_turns_are_named():
     bad = replace(group, rollouts=(Rollout((replace(first, reward=float("nan")),)), *group.rollouts[1:]))
     assert "a reward of nan" in fault_of_group(bad)
     assert "no turns" in fault_of_group(replace(group, rollouts=(Rollout(), *group.rollouts[1:])))
+    gained = replace(group.rollouts[1].turns[0], gain=float("inf"))
+    bad = replace(group, rollouts=(group.rollouts[0], Rollout((gained,))))
+    assert "a gain of inf" in fault_of_group(bad)
 
 
 # Weights

@@ -10,9 +10,11 @@ from folders import small_config
 pytest.importorskip("ray")
 
 from g1_ray.pipeline import run  # noqa: E402
+from g1_ray.pipeline.actors import Receipt, StepSummary  # noqa: E402
 from g1_ray.pipeline.graph import Failure, Finished  # noqa: E402
 from g1_ray.pipeline.run import MAX_FAILURES, Pipeline  # noqa: E402
 from g1_ray.runs.run_folder import RunFolder  # noqa: E402
+from g1_ray.types import Origin, StepReport  # noqa: E402
 
 
 def out_of_memory():
@@ -39,8 +41,8 @@ def pipeline(tmp_path, monkeypatch):
     return made
 
 
-def finished(failure, lane=2):
-    return Finished(SimpleNamespace(lane=lane, gate="tickets", started=1.0, opened=2.0), None, failure, 3.0)
+def finished(failure, lane=2, result=None):
+    return Finished(SimpleNamespace(lane=lane, gate="tickets", started=1.0, opened=2.0), result, failure, 3.0)
 
 
 def lines(pipeline, name):
@@ -81,3 +83,49 @@ def test_a_step_that_fails_leaves_its_whole_traceback_and_ends_the_run(pipeline)
     with pytest.raises(RuntimeError, match="step 1 failed; generate: RuntimeError: out of memory"):
         pipeline._after_step(finished(told, run.TRAIN), lambda step, metrics: None)
     assert lines(pipeline, "notes.jsonl")[-1]["traceback"] == told.trace
+
+
+def test_many_flat_groups_in_a_row_are_told_with_what_helps_and_not_too_often(pipeline):
+    told, base = [], 2 * pipeline.config.rollout.groups_per_step
+    for in_a_row in (base - 1, base, base + 1, 2 * base, 2 * base + 1, 5 * base, 0, base - 1, base + 3):
+        pipeline._after_rollouts(finished(None, result=Receipt([(7, 0)], in_a_row)), told.append)
+    assert [text.split()[2] for text in told] == [str(n) for n in (base, 2 * base, 5 * base, base + 3)]
+    assert all(word in told[0] for word in ("group_size", "temperature", "level", "coldstart"))
+    assert [line["note"] for line in lines(pipeline, "notes.jsonl")[-4:]] == told
+
+
+@pytest.mark.parametrize("part", ["canary", "evaluate", "examine", "save"])
+def test_the_line_of_a_step_is_there_whatever_comes_after_it(pipeline, part):
+    """And before the checkpoint is, so that a run that goes on from that one lacks none."""
+    pipeline.config = pipeline.config.model_copy(
+        update={
+            "canary_every": 1,
+            "checkpoint_every": 1,
+            "eval": pipeline.config.eval.model_copy(update={"every": 1, "lab_every": 1}),
+        }
+    )
+
+    def does(name):
+        def do(*arguments):
+            done.append(name)
+            if name == part:
+                raise RuntimeError(f"{name} is broken")
+            return {name: 1.0}
+
+        return do
+
+    done, seen = [], []
+    names = ("canary", "evaluate", "examine")
+    pipeline.checkup = SimpleNamespace(**{name: does(name) for name in names})
+    pipeline.save = does("save")
+    summary = StepSummary(StepReport(1, {"loss": 0.5}, Origin({}, 0, 1.0)), {"issued": 4})
+
+    def on_step(step, metrics):
+        done.append("line")
+        seen.append((step, dict(metrics)))
+
+    with pytest.raises(RuntimeError, match=f"{part} is broken"):
+        pipeline._after_step(finished(None, run.TRAIN, summary), on_step)
+    before = names[: names.index(part)] if part in names else names
+    assert seen == [(1, {"loss": 0.5, "groups/issued": 4.0} | dict.fromkeys(before, 1.0))]
+    assert done == [*before, *([part] if part in names else []), "line", *(["save"] if part == "save" else [])]

@@ -1,18 +1,24 @@
 """The whole pipeline with real engines and a real learner, in tiny numbers, through the entry point that users call."""
 
 import json
+import os
+import signal
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from g1_ray.config import RunConfig
+from g1_ray.config import EvalConfig, RewardConfig, RunConfig
+from g1_ray.evaluation.evaluation import entries_of
+from g1_ray.evaluation.job import Job, RunOver, work
+from g1_ray.evaluation.moves import file_name, read_runs
 from jobs.train import train
 
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(600)]
 
 
-def config(out: Path, name: str, steps: int, kind: str, staleness: int, **more) -> RunConfig:
+def config(out: Path, name: str, steps: int, kind: str, staleness: int, temperature: float = 1.0, **more) -> RunConfig:
     return RunConfig(
         name=name,
         out=str(out),
@@ -29,7 +35,7 @@ def config(out: Path, name: str, steps: int, kind: str, staleness: int, **more) 
             },
             {"game": "shisen", "reasoning": {"rows": 4, "cols": 4}, "perception": {"tile_px": 28}, "ratio": 0.5},
         ],
-        rollout={"group_size": 4, "groups_per_step": 6, "max_tokens": 96},
+        rollout={"group_size": 4, "groups_per_step": 6, "max_tokens": 96, "temperature": temperature},
         reward={"perception": 1.0},
         algorithm={"kl_coef": 0.02},
         optimizer={"lr": 1e-4},
@@ -55,7 +61,7 @@ def check_books(folder: Path) -> dict:
 
 def test_an_asynchronous_run_with_vllm_adds_up_overlaps_and_resumes(ray_cluster, tmp_path):
     pytest.importorskip("vllm")
-    first = config(tmp_path, "run", 4, "vllm", staleness=1)
+    first = config(tmp_path, "run", 4, "vllm", staleness=1, temperature=0.9)
     assert train(first) == 0
     folder = first.folder
     report = check_books(folder)
@@ -71,7 +77,7 @@ def test_an_asynchronous_run_with_vllm_adds_up_overlaps_and_resumes(ray_cluster,
     check_results(folder, report)
     check_checkpoint(folder / "checkpoints" / "step-4")
 
-    again = config(tmp_path, "run", 6, "vllm", staleness=1)
+    again = config(tmp_path, "run", 6, "vllm", staleness=1, temperature=0.9)
     assert train(again, resume=True) == 0
     report = check_books(folder)
     assert report["groups"]["trained"] == 6 * 6 and report["steps"] == 6
@@ -129,3 +135,41 @@ def test_without_staleness_the_same_config_gives_the_same_curve(ray_cluster, tmp
     for one, two in zip(*curves, strict=True):
         assert one.keys() == two.keys()
         np.testing.assert_allclose(list(one.values()), list(two.values()), rtol=2e-3, atol=1e-4)
+
+
+def test_a_run_of_flat_groups_ends_in_time_and_by_a_signal_and_goes_on(ray_cluster, tmp_path):
+    """Where no answer earns anything no step is ever made."""
+    flat = {"reward": RewardConfig(game=0.0)}
+    base = config(tmp_path, "flat", 1, "transformers", staleness=0)
+    base = base.model_copy(update={"eval": EvalConfig(runs=2, moves=3)})
+    assert train(base.model_copy(update=flat | {"minutes": 0.05, "eval": EvalConfig(runs=0)})) == 0
+    report = check_books(base.folder)
+    assert report["steps"] == report["groups"]["trained"] == 0 and report["groups"]["dropped: flat"] > 0
+    assert report["checkpoint"] == "checkpoints/step-0"
+    before = signal.getsignal(signal.SIGINT)
+    threading.Timer(25.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    assert train(base.model_copy(update=flat), resume=True) == 0
+    assert check_books(base.folder)["steps"] == 0
+    signal.signal(signal.SIGINT, before)
+
+    assert train(base, resume=True) == 0
+    report = check_books(base.folder)
+    assert report["groups"]["trained"] == 6 and report["steps"] == 1
+    groups = [fate["group"] for fate in lines(base.folder, "ledger.jsonl") if "fate" in fate]
+    assert len(groups) == len(set(groups))
+    check_the_run_s_own_engines_answered(base)
+
+
+def check_the_run_s_own_engines_answered(run: RunConfig) -> None:
+    """No other was started, and the moves are those of an engine that is started for it."""
+    folder = run.folder / "eval"
+    assert not (folder / "logs" / "model.log").exists() and (folder / "logs" / "classic.log").exists()
+    trained = str(run.folder / "checkpoints" / "step-1")
+    entries = [entry for entry in entries_of(run, {run.name: trained}) if entry.player.what == trained]
+    news = [item for some in work(Job(tuple(entries), (1_000_000, 1_000_001), 3)) for item in some]
+    for entry in entries:
+        ours = {r.seed: r for r in read_runs(folder / "moves" / file_name(*entry.key))}
+        theirs = [item.run for item in news if isinstance(item, RunOver) and item.key == entry.key]
+        assert len(ours) == len(theirs) == 2
+        for each in theirs:
+            assert [m.text for m in each.moves] == [m.text for m in ours[each.seed].moves]

@@ -2,10 +2,12 @@ import asyncio
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from envs import State, Task
 from g1_ray.config import RunConfig
-from g1_ray.pipeline.replay_buffer import MAX_ISSUES, ReplayBuffer
+from g1_ray.learner.samples import batch_of, fault_of_group
+from g1_ray.pipeline.replay_buffer import MAX_ISSUES, POOL, ReplayBuffer
 from g1_ray.types import Completion, Fate, Group, Prompt, Rollout, Ticket, Turn
 
 TASK = Task.make("2048", reasoning={"size": 3})
@@ -63,7 +65,7 @@ def test_slots_bound_what_is_under_way_and_come_back_on_release():
         assert [t.group for t in tickets] == list(range(8))
         ninth = asyncio.ensure_future(buffer.admit(1))
         await buffer.put([group_of(t) for t in tickets[:4]])
-        taken, _ = await buffer.take(0)
+        taken, _, _ = await buffer.take(0)
         await asyncio.sleep(0)
         assert [g.ticket.group for g in taken] == [0, 1, 2, 3]
         assert not ninth.done()  # trained on, but the engines do not hold the new weights yet
@@ -161,6 +163,52 @@ def test_flat_and_bad_groups_give_their_slots_back_at_once():
     assert [(f.group, f.fate, f.reason) for f in harness.fates] == [(1, "dropped", "flat"), (2, "quarantined", "bad")]
 
 
+@pytest.mark.parametrize("bad", ["no tokens", "no tokens in one answer", "no turns"])
+def test_a_group_without_tokens_is_quarantined_and_its_neighbours_are_not(bad: str):
+    """Its line is in the ledger, whatever is missing from it."""
+    harness = Harness()
+    harness.buffer._fault_of = fault_of_group
+
+    async def body():
+        tickets = await harness.buffer.admit(3)
+        groups = [group_of(ticket) for ticket in tickets]
+        rollout = groups[1].rollouts[0]
+        none = np.empty(0, np.int32)
+        empty = replace(rollout.turns[0], completion=Completion(none, none.astype(np.float32), none, "length"))
+        lacking = Rollout() if bad == "no turns" else Rollout((empty,))
+        rollouts = (lacking, rollout) if bad == "no tokens in one answer" else (lacking, lacking)
+        groups[1] = replace(groups[1], rollouts=rollouts)
+        assert await harness.buffer.put(groups) == 3
+
+    run(body())
+    assert harness.balanced() and harness.buffer.books()["in_flight"] == 2
+    assert [(fate.group, fate.fate, fate.staleness) for fate in harness.fates] == [(1, "quarantined", 0)]
+    assert ("no turns" if bad == "no turns" else "an empty") in harness.fates[0].reason
+
+
+@pytest.mark.parametrize("num, step", [(3 * POOL, 1), (POOL + 8, -1)])
+def test_what_is_kept_of_flat_groups_is_bounded_and_does_not_depend_on_their_order(num: int, step: int):
+    """In the order of their numbers, and backwards within each batch of tickets: the same ones are kept."""
+    harness = Harness(max_staleness=0, flat=set(range(num)))
+    buffer = harness.buffer
+
+    async def body():
+        for _ in range(num // 4):
+            await buffer.put([group_of(ticket) for ticket in (await buffer.admit(4))[::step]])
+            assert len(buffer._flat) <= POOL
+        assert buffer.flat_in_a_row == num
+        await buffer.put([group_of(ticket) for ticket in await buffer.admit(4)])
+        assert buffer.flat_in_a_row == 0
+        return await buffer.take(0)
+
+    groups, flat, forgotten = run(body())
+    assert [group.ticket.group for group in flat] == list(range(num - POOL, num))
+    assert forgotten == {"2048": num - POOL} and harness.balanced() and buffer.books()["dropped: flat"] == num
+    metrics = batch_of([*groups, *flat], 0, buffer.config, forgotten=forgotten).origin.metrics
+    assert metrics["groups"] == metrics["2048/groups"] == num + 4
+    assert metrics["flat_groups"] == metrics["2048/flat_groups"] == num + 4  # by their rewards, these are flat too
+
+
 def test_without_staleness_a_batch_does_not_depend_on_who_was_faster():
     def taken(order: list[int]) -> list[list[int]]:
         harness = Harness(max_staleness=0, flat={1, 6}, states={"policy": 0.5, "random_walk": 0.5})
@@ -175,7 +223,7 @@ def test_without_staleness_a_batch_does_not_depend_on_who_was_faster():
                     await buffer.put([group_of(pick)])
                     if pick.group in (1, 6):
                         waiting += await buffer.admit(1)
-                groups, _ = await buffer.take(version)
+                groups, _, _ = await buffer.take(version)
                 batches.append([(g.ticket.group, g.ticket.seed, g.ticket.state) for g in groups])
                 await buffer.release(version + 1)
 
@@ -249,7 +297,7 @@ def test_closing_wakes_everybody():
         waiting = [asyncio.ensure_future(harness.buffer.admit(1)), asyncio.ensure_future(harness.buffer.take(0))]
         await asyncio.sleep(0)
         await harness.buffer.close()
-        assert await asyncio.gather(*waiting) == [[], ([], [])]
+        assert await asyncio.gather(*waiting) == [[], ([], [], {})]
 
     run(body())
 
