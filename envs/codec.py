@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import NamedTuple, TypeVar
 
-from envs.answers import FULL_WIDTH, ActionFormat, Cause
+from envs.answers import ActionFormat, Cause
 from envs.core import Board
 from envs.task import Task
 from envs.tiles import EMPTY
+from envs.wording import FULL_WIDTH
 
 MAX_CHARS = 1 << 16
 """Longer answers are not read: twice what a model can write in the paper's 8192 tokens."""
