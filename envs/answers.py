@@ -124,7 +124,7 @@ _CHOICE = re.compile(r"(?:f[:,-]?)*(?P<said>[wnah](?:[:,.-]?[wnah]){0,2})(?P<tai
 
 @functools.cache
 def _choice_lexicon(words: tuple[str, ...]) -> tuple[Lexicon, dict[str, int]]:
-    """How moves are found in a text (w: in letters, h: Chinese, a: arrows, f: what stands around), and their actions."""
+    """How moves are found in a text (w: in letters, h: Chinese, a: arrows, f: words around them), and their actions."""
     meanings = {same: action for action, word in enumerate(words) for same in SAME.get(word, "").split()}
     meanings |= {word: action for action, word in enumerate(words)}
     classes = dict.fromkeys((*FILLERS, *CHOICE_FILLERS), "f")

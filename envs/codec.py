@@ -13,9 +13,9 @@ from typing import NamedTuple, TypeVar
 
 from envs.answers import ActionFormat, Cause
 from envs.core import Board
+from envs.described import read_table
 from envs.task import Task
 from envs.tiles import EMPTY
-from envs.wording import FULL_WIDTH
 
 MAX_CHARS = 1 << 16
 """Longer answers are not read: twice what a model can write in the paper's 8192 tokens."""
@@ -116,6 +116,10 @@ class Codec:
             well_formed=cause is None and in_order and not outside.strip(),
         )
 
+    def table(self, description: str) -> list[list[str]]:
+        """The cells of a described board: words in lower case, row by row, as many as there are."""
+        return read_table(description, self.names, self.rows, self.cols)
+
     def score_perception(self, text: str | None, board: Board) -> PerceptionScore:
         """A description, cell by cell against the board [rows, cols].
 
@@ -124,7 +128,7 @@ class Codec:
         """
         truth = [[self.names[kind].lower() for kind in row] for row in board.tolist()]
         # Four boards' worth are read: what comes after can't be this board, and its extra cells were counted by then.
-        described = read_table((text or "")[: 1000 + 4 * len(self.describe(board))])
+        described = self.table((text or "")[: 1000 + 4 * len(self.describe(board))])
         total = [0, 0, 0, 0]
         for true_row, row in align_rows(truth, described):
             for i, count in enumerate(_compare_row(true_row, row)):
@@ -163,22 +167,6 @@ def blocks_of(text: str) -> tuple[list[tuple[str, str]], str, bool]:
         blocks.append((name, text[tag.end() : tags[close].start()]))
         at, end = close + 1, tags[close].end()
     return blocks, "".join([*outside, text[end:]]), open_answer
-
-
-_RULER = re.compile(r":?-{2,}:?")
-
-
-def read_table(text: str) -> list[list[str]]:
-    """The cells of a description: blank lines, code fences and the ruler of a markdown table are passed over."""
-    rows = []
-    for line in text.translate(FULL_WIDTH).lower().splitlines():
-        line = line.strip()
-        if not line or line.startswith("```"):
-            continue
-        cells = [" ".join(cell.split()) for cell in line.strip("|").split("|")]
-        if not all(_RULER.fullmatch(cell) for cell in cells):
-            rows.append([EMPTY if cell in ("", "empty") else cell for cell in cells])
-    return rows
 
 
 Counts = tuple[int, int, int, int]  # right, wrong, missing, extra

@@ -1,7 +1,7 @@
 """How models put a move into words: what only decorates it, what may stand around it, and what means the same.
 
-Every word that may stand in an answer is in a table here. The grammars of `answers.py` are written over classes of words,
-a letter each. What is in no table makes an answer unreadable: negations, doubts, alternatives and reasons need no rules.
+Every word that may stand in an answer is in a table here. The grammars of `answers.py` are written over classes of
+words, a letter each. What is in no table makes an answer unreadable: negations, doubts, alternatives need no rules.
 """
 
 import html

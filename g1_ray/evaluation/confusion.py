@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs import Codec, State
-from envs.codec import read_table
 
 Counts = NDArray[np.int64]
 Told = NDArray[np.int16]
@@ -37,7 +36,7 @@ def tally(truth: NDArray[np.integer], told: NDArray[np.integer], num_kinds: int)
 
 def told_words(codec: Codec, text: str) -> list[list[str]]:
     """The board that an answer describes: words in lower case, row by row, as many as there are."""
-    return read_table(codec.read(text).perception or "")
+    return codec.table(codec.read(text).perception or "")
 
 
 def told_board(codec: Codec, words: Sequence[Sequence[str]]) -> Told:

@@ -15,7 +15,7 @@ import numpy as np
 
 from envs import REWARDS, Answer, Codec, Outcome, State, Task, reward_table
 from envs.answers import MAX_BODY, Cause
-from envs.codec import MAX_CHARS, ORDER, TAG, align, align_rows, blocks_of, read_table
+from envs.codec import MAX_CHARS, ORDER, TAG, align, align_rows, blocks_of
 from envs.core import Board, Game
 from envs.env import board_text
 from envs.rewards import reward_named
@@ -174,7 +174,7 @@ def faults_of_form(text: str, answer: Answer) -> list[str]:
 def faults_of_board(codec: Codec, text: str | None, board: Board) -> list[str]:
     """The cells of a described board that are wrong, missing or too many, as `Codec.score_perception` counts them."""
     truth = [[codec.names[kind].lower() for kind in row] for row in board.tolist()]
-    told = read_table((text or "")[: 1000 + 4 * len(codec.describe(board))])
+    told = codec.table((text or "")[: 1000 + 4 * len(codec.describe(board))])
     faults, row = [], -1
     for true_row, said in align_rows(truth, told):
         row += bool(true_row)

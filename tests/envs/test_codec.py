@@ -2,6 +2,8 @@
 
 import random
 import time
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs import Codec, Task, game_names
-from envs.answers import Cause
+from envs.answers import Cause, Choices
 from envs.codec import MAX_CHARS, PerceptionScore
+from envs.described import read_table
+from envs.wording import CELL_FILLERS, CHOICE_FILLERS, CONNECTIVES, FILLERS, SAME
 
 CODECS = {name: Codec(Task.make(name)) for name in game_names()}
 SHISEN, G2048 = CODECS["shisen"], CODECS["2048"]
@@ -111,6 +115,50 @@ def test_the_rest_has_a_named_cause(cause, text):
     assert not answer.well_formed
 
 
+ANSWERS = tomllib.loads((Path(__file__).parent / "answers.toml").read_text())["answers"]
+
+
+@pytest.mark.parametrize("group", ANSWERS, ids=[f"{group['game']}, {group['style']}: {group['read']}" for group in ANSWERS])
+def test_answers_in_the_styles_of_models(group):
+    codec = CODECS[group["game"]]
+    wrong = {}
+    for text in group["texts"]:
+        answer = codec.read(f"<answer>{text}</answer>")
+        read = answer.cause if answer.action is None else codec.actions.write(answer.action)
+        if read != group["read"]:
+            wrong[text] = read
+    assert not wrong
+
+
+def test_there_are_hundreds_of_them_and_every_word_of_the_tables_may_stand_in_one():
+    assert sum(len(group["texts"]) for group in ANSWERS) >= 300
+    for word in {*FILLERS, *CHOICE_FILLERS} - {"left", "right"}:
+        assert G2048.read(f"<answer>{word}: down</answer>").action == 2, word
+    for word in {*FILLERS, *CELL_FILLERS}:
+        if word not in CONNECTIVES:
+            assert SHISEN.read(f"<answer>{word} (0, 1) (0, 2)</answer>").action == SHISEN.actions.action(1, 2), word
+    for word in CONNECTIVES:
+        assert SHISEN.read(f"<answer>(0, 1) {word} (0, 2)</answer>").action == SHISEN.actions.action(1, 2), word
+    for number, action in enumerate(SAME):
+        for word in SAME[action].split():
+            assert G2048.read(f"<answer>{word}</answer>").action == number, word
+
+
+@pytest.mark.parametrize("word", ["not", "never", "down", "except", "up", "foo", "不", "¬", "or", "left or"])
+@pytest.mark.parametrize("fence", ["```{}```", "```{}\n```", "```\n{}\n```", "``` {} ```", "Answer:\n```text\n{}\n```"])
+def test_a_fence_swallows_no_word(word, fence):
+    assert G2048.read(f"<answer>{fence.format(f'{word} right')}</answer>").cause == Cause.MALFORMED
+    broken = fence.format(f"{word}\nright")  # the word where a language may stand
+    assert G2048.read(f"<answer>{broken}</answer>").cause == Cause.MALFORMED
+
+
+def test_no_word_of_a_game_is_taken_for_a_filler_or_for_another_games():
+    walk = Choices("move", "pick up", "up", "stay", "a")
+    cases = {"move": 0, "I pick up": 1, "pick up": 1, "go up": 2, "1: pick up": 1, "The answer is a": 4, "Stay!": 3}
+    cases |= {body: Cause.MALFORMED for body in ("move up", "pick up or up", "a move", "↓", "left", "0: up")}
+    assert {body: walk.read(body) for body in cases} == cases
+
+
 def test_directions_are_words_or_their_numbers():
     for body, action in [("up", 0), (" RIGHT ", 1), ("**Down**", 2), ("3", 3), ("３", 3), ("left.", 3), ('"up"', 0)]:
         assert G2048.read(f"<answer>{body}</answer>").action == action
@@ -171,6 +219,62 @@ def test_perception_is_scored_cell_by_cell(text, score):
     assert result.share == score[0] / sum(score)
 
 
+BLANK = WORDS.replace("-", " ")
+BORDERED = [f"| {line} |" for line in WORDS.split("\n")]
+RULED = "|---|---|---|---|"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(WORDS.replace("-", word) for word in ("0", ".", "_", "—", "null", "None", "empty", "[ ]", "`-`", "--", "blank")),
+        BLANK,
+        BLANK.replace(" | ", "|"),
+        "\n".join(line.strip() for line in BLANK.split("\n")),
+        WORDS.replace("- | - | - | -", " |  |  | "),
+        "\n".join(f"|{line}|" for line in BLANK.split("\n")),
+        "\n".join(f"Row {row}: {line}" for row, line in enumerate(WORDS.split("\n"))),
+        "\n".join(f"**Row {row}:** {line}" for row, line in enumerate(WORDS.split("\n"), 1)),
+        "\n".join(f"{row}: {line}" for row, line in enumerate(WORDS.split("\n"))),
+        "\n".join(f"R{row} | {line}" for row, line in enumerate(WORDS.split("\n"))),
+        "\n".join(f"| Row {row} {line}" for row, line in enumerate(BORDERED)),
+        "\n".join(["|   | 0 | 1 | 2 | 3 |", "|---" + RULED, *(f"| {row} {line}" for row, line in enumerate(BORDERED))]),
+        "\n".join(["| Row | Col 0 | Col 1 | Col 2 | Col 3 |", *(f"| {row} {line}" for row, line in enumerate(BORDERED))]),
+        "Col 0 | Col 1 | Col 2 | Col 3\n" + WORDS,
+        "c1 | c2 | c3 | c4\n" + WORDS,
+        "0 | 1 | 2 | 3\n" + WORDS,
+        "\n".join(["| A | B | C | D |", RULED, *BORDERED]),
+        "\n".join(["|  |  |  |  |", RULED, *BORDERED]),
+        "\n".join([BORDERED[0], RULED, *BORDERED[1:]]),
+        WORDS.replace("16", "**16**").replace("2", "2"),
+        WORDS.replace("4", "`4`"),
+        WORDS.replace("8", "_8_").replace("32", '"32"'),
+    ],
+)
+def test_a_description_is_read_as_a_careful_reader_would(text):
+    assert G2048.score_perception(text, TRUTH) == (16, 0, 0, 0)
+
+
+def test_blank_cells_at_the_edges_are_cells():
+    assert G2048.table(" | 2 |   | 4") == [["-", "2", "-", "4"]]
+    assert G2048.table("2 | 4 |  | ") == [["2", "4", "-", "-"]]
+    assert G2048.table(" | 2 | 4 | \n2 | 2 | 4 | 8") == [["-", "2", "4", "-"], ["2", "2", "4", "8"]]
+    assert G2048.table("|  | 2 |  | 4 |") == [["-", "2", "-", "4"]]
+
+
+def test_what_may_be_another_board_is_not_read_as_this_one():
+    short = "\n".join(["| - | 2 |", "| 4 | 8 |", "| - | 4 |", "| 2 | 2 |"])  # two cells a row and a frame
+    assert {len(row) for row in G2048.table(short)} == {2}
+    assert [len(row) for row in G2048.table("| 2 | 4 |\n| 2 | 4 | 8 | 16 |")] == [2, 4]
+    labels = "\n".join(f"Row {row}: 2 | 4 | 8 | 16" for row in (2, 0, 1, 3))
+    assert G2048.table(labels)[0][0] == "row 2: 2"
+    assert len(G2048.table("2 | 4 | 8 | 16\n" + WORDS)) == 5  # five rows, none of them a header
+    digits = ["-", "0", "1", "2", "_", "null"]
+    assert read_table("0 | _ | null | .", digits, 2, 4) == [["0", "_", "null", "-"]]
+    assert read_table("0 | 1 | 2\n0 | 1 | 2\n1 | 1 | 2", digits, 2, 3)[0] == ["0", "1", "2"]
+    assert read_table("0 | A", ["-", "A", "3"], 2, 2) == [["0", "a"]]  # a letter or a digit, misread
+
+
 @given(st.text(max_size=300))
 @settings(max_examples=200, deadline=None)
 def test_any_description_adds_up(text):
@@ -209,6 +313,12 @@ HOSTILE = [
     "<perception>" + "--|" * 21000 + "</perception>",
     "<perception>" + "2 | - | 4\n" * 6000 + "</perception>",
     "<perception>" + ("2|" * 300 + "\n") * 100 + "</perception>",
+    "<perception>" + "row 0: " * 9000 + "</perception>",
+    "<perception>" + "| " * 3000 + "\n" + "[(*`" * 9000 + "</perception>",
+    *(
+        f"<answer>{piece * (250 // len(piece))}</answer>"
+        for piece in ("the ", "- ", "\\", "<b>", "``` ", '"reason":"', "tile 1", "(0,1)", "0,1 ", "first ", "row 1", "&", "上?")
+    ),
 ]
 
 

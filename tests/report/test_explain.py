@@ -124,9 +124,9 @@ def test_a_right_answer_and_its_total():
         ("<answer> </answer>", Cause.NO_ANSWER, "there is no <answer>"),
         ("<answer>left</answer><answer>up</answer>", Cause.SEVERAL_ANSWERS, "more than one answer"),
         (
-            "<answer>go left</answer>",
+            "<answer>not left</answer>",
             Cause.MALFORMED,
-            "'go left' is no move: malformed; that is not written like a move",
+            "'not left' is no move: malformed; that is not written like a move",
         ),
         ("<answer>left", Cause.MALFORMED, "opened and never closed"),
         ("<answer><think>left</think></answer>", Cause.MALFORMED, "there is another tag in it"),
