@@ -118,7 +118,9 @@ def test_the_rest_has_a_named_cause(cause, text):
 ANSWERS = tomllib.loads((Path(__file__).parent / "answers.toml").read_text())["answers"]
 
 
-@pytest.mark.parametrize("group", ANSWERS, ids=[f"{group['game']}, {group['style']}: {group['read']}" for group in ANSWERS])
+@pytest.mark.parametrize(
+    "group", ANSWERS, ids=[f"{group['game']}, {group['style']}: {group['read']}" for group in ANSWERS]
+)
 def test_answers_in_the_styles_of_models(group):
     codec = CODECS[group["game"]]
     wrong = {}
@@ -128,6 +130,17 @@ def test_answers_in_the_styles_of_models(group):
         if read != group["read"]:
             wrong[text] = read
     assert not wrong
+
+
+def test_every_form_of_the_page_is_read():
+    page = (Path(__file__).parents[2] / "docs" / "answers.md").read_text()
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 20
+    for row in rows:
+        for codec, cell in zip((G2048, SHISEN), row[1:], strict=True):
+            body = cell.strip(" |").removeprefix("`").removesuffix("`")
+            action = 0 if codec is G2048 else codec.actions.action(1, 2)
+            assert not body or codec.read(f"<answer>{body}</answer>").action == action, body
 
 
 def test_there_are_hundreds_of_them_and_every_word_of_the_tables_may_stand_in_one():
@@ -227,7 +240,10 @@ RULED = "|---|---|---|---|"
 @pytest.mark.parametrize(
     "text",
     [
-        *(WORDS.replace("-", word) for word in ("0", ".", "_", "—", "null", "None", "empty", "[ ]", "`-`", "--", "blank")),
+        *(
+            WORDS.replace("-", word)
+            for word in ("0", ".", "_", "—", "null", "None", "empty", "[ ]", "`-`", "--", "blank")
+        ),
         BLANK,
         BLANK.replace(" | ", "|"),
         "\n".join(line.strip() for line in BLANK.split("\n")),
@@ -239,7 +255,9 @@ RULED = "|---|---|---|---|"
         "\n".join(f"R{row} | {line}" for row, line in enumerate(WORDS.split("\n"))),
         "\n".join(f"| Row {row} {line}" for row, line in enumerate(BORDERED)),
         "\n".join(["|   | 0 | 1 | 2 | 3 |", "|---" + RULED, *(f"| {row} {line}" for row, line in enumerate(BORDERED))]),
-        "\n".join(["| Row | Col 0 | Col 1 | Col 2 | Col 3 |", *(f"| {row} {line}" for row, line in enumerate(BORDERED))]),
+        "\n".join(
+            ["| Row | Col 0 | Col 1 | Col 2 | Col 3 |", *(f"| {row} {line}" for row, line in enumerate(BORDERED))]
+        ),
         "Col 0 | Col 1 | Col 2 | Col 3\n" + WORDS,
         "c1 | c2 | c3 | c4\n" + WORDS,
         "0 | 1 | 2 | 3\n" + WORDS,
@@ -317,7 +335,21 @@ HOSTILE = [
     "<perception>" + "| " * 3000 + "\n" + "[(*`" * 9000 + "</perception>",
     *(
         f"<answer>{piece * (250 // len(piece))}</answer>"
-        for piece in ("the ", "- ", "\\", "<b>", "``` ", '"reason":"', "tile 1", "(0,1)", "0,1 ", "first ", "row 1", "&", "上?")
+        for piece in (
+            "the ",
+            "- ",
+            "\\",
+            "<b>",
+            "``` ",
+            '"reason":"',
+            "tile 1",
+            "(0,1)",
+            "0,1 ",
+            "first ",
+            "row 1",
+            "&",
+            "上?",
+        )
     ),
 ]
 
