@@ -2,6 +2,7 @@
 
 import random
 import time
+import timeit
 import tomllib
 from pathlib import Path
 
@@ -134,11 +135,11 @@ def test_answers_in_the_styles_of_models(group):
 
 def test_every_form_of_the_page_is_read():
     page = (Path(__file__).parents[2] / "docs" / "answers.md").read_text()
-    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")][1:]
+    rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| ")][1:]
     assert len(rows) > 20
     for row in rows:
         for codec, cell in zip((G2048, SHISEN), row[1:], strict=True):
-            body = cell.strip(" |").removeprefix("`").removesuffix("`")
+            body = cell.strip().removeprefix("`").removesuffix("`")
             action = 0 if codec is G2048 else codec.actions.action(1, 2)
             assert not body or codec.read(f"<answer>{body}</answer>").action == action, body
 
@@ -430,7 +431,10 @@ def mutated_answers(num, seed):
                     text = text.swapcase()
         start = time.perf_counter()
         answer = codec.read(text)
-        worst = max(worst, time.perf_counter() - start)
+        took = time.perf_counter() - start
+        if took > 0.01:  # its own time, or the machine's, busy with something else?
+            took = min(timeit.repeat(lambda: codec.read(text), number=1, repeat=5))  # noqa: B023
+        worst = max(worst, took)
         assert (answer.action is None) != (answer.cause is None)
         if answer.action is None:
             continue
