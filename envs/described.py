@@ -4,6 +4,7 @@ A description says nothing of what is in doubt: a word that names a tile is that
 labels, and a line for a frame, only where what remains fits the board and was not told otherwise.
 """
 
+import functools
 import re
 from collections.abc import Sequence, Set
 
@@ -25,11 +26,12 @@ def read_table(text: str, names: Sequence[str], rows: int, cols: int) -> list[li
     Blank lines, code fences, the ruler and the header of a table and labels of rows are passed over. Rows come as they
     are told, with too few cells or too many.
     """
-    tiles = {name.lower() for name in names} - {EMPTY}
-    empty = EMPTY_WORDS - tiles
-    if all(len(name) == 1 for name in tiles):
-        empty -= {"0"}  # among letters and digits it may be one of them, misread
-    lines = _unlabelled(_lines(text))
+    tiles, empty = _vocabulary(tuple(names))
+    lines = _lines(text)
+    asked = [[cell.strip() for cell in line.split("|")] for line in lines]
+    if len(asked) == rows and all(len(row) == cols and tiles.issuperset(row) for row in asked):
+        return asked  # as the prompt asks for it, and nothing to think about
+    lines = _unlabelled(lines)
     rulers = [at for at, line in enumerate(lines) if all(map(_RULER.fullmatch, _trimmed(line.strip("|").split("|"))))]
     if rulers and not len(lines) - len(rulers) < rows == len(lines):  # then those are rows of empty cells
         lines = [line for at, line in enumerate(lines) if at not in rulers]
@@ -43,6 +45,15 @@ def read_table(text: str, names: Sequence[str], rows: int, cols: int) -> list[li
     if len(table) > 1 and _is_header(table[0], tiles | empty - {""}, len(table) == rows + 1, rulers[:1] == [1]):
         table = table[1:]
     return [[_word(cell, tiles, empty) for cell in row] for row in table]
+
+
+@functools.lru_cache(maxsize=64)
+def _vocabulary(names: tuple[str, ...]) -> tuple[frozenset[str], frozenset[str]]:
+    """What the tiles are called and what an empty cell is, in lower case; `EMPTY` is in both."""
+    tiles = frozenset(name.lower() for name in names)
+    empty = EMPTY_WORDS - (tiles - {EMPTY})
+    # Among letters and digits a 0 may be one of them, misread.
+    return tiles | {EMPTY}, empty - {"0"} if all(len(name) == 1 for name in tiles) else empty
 
 
 def _trimmed(cells: list[str]) -> list[str]:
