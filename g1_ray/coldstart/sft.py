@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText
 
 from envs import State, Task
 from g1_ray.coldstart.config import SftConfig
@@ -26,6 +25,7 @@ from g1_ray.files import Journal, read_lines, steps_in, write_json, write_lines,
 from g1_ray.learner.attention import CHUNKS
 from g1_ray.learner.policy import vision_tower
 from g1_ray.models.chat import Chat
+from g1_ray.models.weights import load_model
 from g1_ray.runs.curves import save_curves
 from g1_ray.seeds import seed_of
 from g1_ray.types import Ints
@@ -68,7 +68,7 @@ class Trainer:
         self.chat = Chat(path)
         self.config, self.steps, self.seed = config, steps, seed
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).to(self.device).train()
+        self.model = load_model(str(path), dtype=torch.float32).to(self.device).train()
         tower = vision_tower(self.model)
         if tower is not None:
             tower.config._attn_implementation = CHUNKS

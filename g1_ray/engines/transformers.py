@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForImageTextToText
 
 from g1_ray.engines.base import EngineBase
 from g1_ray.engines.kv_rows import Answering, Rows
 from g1_ray.engines.weight_sync import SyncReport, check_names, check_version, unpack_weights
 from g1_ray.models.chat import Chat
+from g1_ray.models.weights import load_model
 from g1_ray.types import Completion, Floats, Ints, Prompt, Request, Sampling
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class TransformersEngine(EngineBase):
         self._waiting: deque[Answering] = deque()
         self._rows = Rows()
         self._chat = Chat(self._path)
-        model = AutoModelForImageTextToText.from_pretrained(self._path, dtype=getattr(torch, self._dtype))
+        model = load_model(self._path, dtype=getattr(torch, self._dtype))
         self._model = model.to(self._device).eval().requires_grad_(False)
         self._banned = torch.zeros(self._model.config.text_config.vocab_size, dtype=torch.bool, device=self._device)
         self._banned[list(self._chat.vision_token_ids)] = True

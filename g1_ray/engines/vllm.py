@@ -49,17 +49,14 @@ class VLLMEngine(EngineBase):
             # which takes longer than it saves.
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-        import torch
-        from transformers import AutoConfig, AutoModelForImageTextToText
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
         from g1_ray.models.chat import Chat
+        from g1_ray.models.weights import skeleton
 
         self._chat = Chat(self._path)
-        with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(self._path))
-        self._parameters = frozenset(name for name, _ in model.named_parameters())
+        self._parameters = frozenset(name for name, _ in skeleton(self._path).named_parameters())
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._arguments()))
         self._ids = itertools.count()
         self._open = asyncio.Event()

@@ -182,8 +182,7 @@ class Model(Asked):
         return self
 
     def check(self) -> None:
-        if not is_adapter(self.what):
-            check_model(self.what, f"player {self.name!r}")
+        check_model(self.what, f"player {self.name!r}")
 
     def needs(self, gpus: float) -> dict[str, float]:
         engine = self.resolved_engine(gpus, 1)

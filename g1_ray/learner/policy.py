@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers import PreTrainedModel
 
 from g1_ray.config import ModelConfig
 from g1_ray.learner.attention import CHUNKS, SEGMENTS, Segments, segments_of
 from g1_ray.learner.packs import Pack
+from g1_ray.models import weights
 from g1_ray.models.find import model_path
 from g1_ray.seeds import seed_of
 
@@ -49,7 +50,7 @@ def load_model(
     `seed` is for new adapters. `trained` False: frozen as a whole, without adapters: a reference. Raises `ValueError`
     for a model that can't be run over packs.
     """
-    model = AutoModelForImageTextToText.from_pretrained(
+    model = weights.load_model(
         model_path(config.path), dtype=torch.float32, attn_implementation="sdpa", device_map=str(device)
     )
     _check(model, config.path)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from envs.options import nearest
 from g1_ray.files import steps_in
+from g1_ray.models.adapters import CONFIG, base_named, check_adapter, merge
+from g1_ray.models.weights import skeleton, weight_files
 
 MODELS = Path(__file__).parent
 SHIPPED = ("tiny-base", "tiny-coldstart")
@@ -15,7 +17,7 @@ def model_path(path: str, key: str = "model.path") -> str:
     """What `from_pretrained` takes: the folder of a shipped model, another folder, or a Hugging Face name as it is.
 
     A run's folder stands for its newest checkpoint. Raises `ValueError` that names the key where a folder is no model.
-    `check_model` finds out if a name can be had.
+    `check_model` finds out if it can be had, and loads.
     """
     folder = MODELS / path if path in SHIPPED else Path(path).expanduser()
     if (folder / "checkpoints").is_dir():
@@ -23,6 +25,11 @@ def model_path(path: str, key: str = "model.path") -> str:
             raise ValueError(f"{key} = {path!r}: that run has no checkpoint yet")
         folder = steps[-1]
     if folder.is_dir():
+        if is_adapter(str(folder)):
+            raise ValueError(
+                f"{key} = {path!r}: a LoRA adapter, and no model: merge it into its base.\n"
+                "(`g1-ray evaluate --players FOLDER` does so by itself.)"
+            )
         if not (folder / "config.json").is_file():
             inside = sorted(str(file.parent) for file in folder.glob("*/config.json"))
             raise ValueError(
@@ -36,43 +43,78 @@ def model_path(path: str, key: str = "model.path") -> str:
 
 
 def check_model(path: str, key: str = "model.path", timeout_s: float = 10.0) -> None:
-    """Raises `ValueError` where a Hugging Face name is neither in the cache nor to be had from the Hub."""
-    name = model_path(path, key)
-    if Path(name).is_dir():
+    """Raises `ValueError` where a model, or an adapter and its base, would not load whole.
+
+    A Hugging Face name that is not in the cache is asked for at the Hub, and looked at when it is loaded.
+    """
+    if is_adapter(path):
+        check_adapter(str(Path(path).expanduser()), base_of(path, timeout_s))
         return
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import RepositoryNotFoundError
+    name = model_path(path, key)
+    try:
+        if Path(name).is_dir() or is_cached(name):
+            skeleton(name)
+        else:
+            _check_hub(name, timeout_s)
+    except ValueError as error:
+        raise ValueError(f"{key} = {error}") from error
+
+
+def is_cached(name: str) -> bool:
+    """Whether a Hugging Face name has its config and all of its weights in the cache of this machine."""
+    from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(name, "config.json")
-    if isinstance(cached, str) and any(Path(cached).parent.glob("*.safetensors")):
-        return
+    try:
+        return isinstance(cached, str) and bool(weight_files(Path(cached).parent))
+    except ValueError:
+        return False
+
+
+def _check_hub(name: str, timeout_s: float) -> None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
     try:
         HfApi().model_info(name, timeout=timeout_s)
     except RepositoryNotFoundError:
         raise ValueError(
-            f"{key} = {name!r}: no folder, and the Hub has no such model, or keeps it from you.\n"
+            f"{name!r}: no folder, and the Hub has no such model, or keeps it from you.\n"
             "Log in with `hf auth login` if it is gated."
         ) from None
     except Exception as error:  # its class depends on the HTTP library that huggingface_hub has chosen
         raise ValueError(
-            f"{key} = {name!r}: no folder, not in the cache, and the Hub can't be reached ({type(error).__name__}).\n"
-            f"Fetch it where there is a network (hf download {name}) and give the folder as {key}."
+            f"{name!r}: no folder, not in the cache, and the Hub can't be reached ({type(error).__name__}).\n"
+            f"Fetch it where there is a network (hf download {name}) and give its folder instead."
         ) from None
 
 
 def is_adapter(path: str) -> bool:
     """Whether a folder holds a LoRA adapter that peft saved, and no model."""
     folder = Path(path).expanduser()
-    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def base_of(path: str, timeout_s: float = 10.0) -> str:
+    """What `from_pretrained` takes of the model that an adapter was trained on. Raises `ValueError`."""
+    folder = Path(path).expanduser()
+    base = base_named(str(folder))
+    try:
+        name = model_path(base, "base_model_name_or_path")
+        if not Path(name).is_dir() and not is_cached(name):
+            _check_hub(name, timeout_s)
+    except ValueError:
+        raise ValueError(
+            f"{path}: its base model {base!r} is not here.\n"
+            f"Write where it is into {folder / CONFIG}, as base_model_name_or_path."
+        ) from None
+    return name
 
 
 def merge_adapter(path: str, folder: str) -> str:
-    """Writes the model that a LoRA adapter (a folder that peft saved) makes of its base into `folder`; returns that."""
-    from peft import PeftConfig, PeftModel
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    """Writes the model that a LoRA adapter (a folder that peft saved) makes of its base into `folder`; returns that.
 
-    base = model_path(PeftConfig.from_pretrained(path).base_model_name_or_path, f"the base of {path}")
-    model = AutoModelForImageTextToText.from_pretrained(base, dtype="auto")
-    PeftModel.from_pretrained(model, path).merge_and_unload().save_pretrained(folder)
-    AutoProcessor.from_pretrained(base).save_pretrained(folder)
+    Raises `ValueError` where a tensor of the adapter is not used. See `adapters.merge`.
+    """
+    merge(str(Path(path).expanduser()), base_of(path), folder)
     return folder
