@@ -25,7 +25,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run's folder")
     parser.add_argument("--address", default="", help="Ray cluster to join (default: RAY_ADDRESS, else a local one)")
     parser.add_argument("--cluster", default="", metavar="YAML", help="its file, where it grows: what it may grow to")
+    parser.add_argument("--assume", default="", metavar="GPUS", help="with --dry-run: GPUs that are not there, such "
+                        "as 1x24GB, or 8x80GB,4x24GB for two nodes")  # fmt: skip
     args = parser.parse_args(argv)
+    if args.assume and (args.cluster or not args.dry_run):
+        raise ValueError(f"--assume {args.assume}: goes with --dry-run, and without --cluster")
 
     from g1_ray.config import check_software, load_config
     from g1_ray.engines.make import check_engine
@@ -34,9 +38,10 @@ def main(argv: list[str] | None = None) -> int:
 
     config = load_config(args.config, args.overrides)
     if args.dry_run:
-        from g1_ray.cluster.placement import dry_run, nodes_of_yaml
+        from g1_ray.cluster.placement import dry_run, nodes_assumed, nodes_of_yaml
 
-        text, fits = dry_run(config, nodes_of_yaml(args.cluster) if args.cluster else None)
+        nodes = nodes_of_yaml(args.cluster) if args.cluster else nodes_assumed(args.assume) if args.assume else None
+        text, fits = dry_run(config, nodes)
         print(text)
         return 0 if fits else 2
     check_software(config)

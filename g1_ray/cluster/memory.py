@@ -3,18 +3,22 @@
 They count what grows with the model, the answers and the packs, and a measured amount for a process with its libraries.
 """
 
-import json
-import math
-import struct
+import functools
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from g1_ray.config import ModelConfig, RunConfig
 from g1_ray.engines.make import ENGINES, GB
-from g1_ray.models.find import model_path
+from g1_ray.models.find import is_cached, model_path
+from g1_ray.models.weights import skeleton
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+    from transformers import PreTrainedModel
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SLACK = 1.1
@@ -33,15 +37,17 @@ ENGINE_WORKSPACE = 3.0 * GB
 
 
 @dataclass(frozen=True)
-class VisionShape:
-    """A vision tower: D blocks of width W."""
+class Blocks:
+    """The blocks of a transformer, all alike."""
 
     depth: int
     width: int
-    intermediate: int
-    patch: int = 14
-    merge: int = 2
-    frames: int = 2
+    inner: int
+    """Width inside the MLP."""
+    keys: int
+    """Width of keys and values together."""
+    params: int
+    """Of one block."""
 
 
 @dataclass(frozen=True)
@@ -50,123 +56,103 @@ class ModelShape:
 
     source: str
     """Where they were found."""
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
+    params: int
+    embedding_params: int
+    """Of the token embedding, and of the output layer where it is not the same."""
+    vision_params: int
+    """Of the vision tower and its merger."""
+    text: Blocks
+    vision: Blocks
     vocabulary: int
-    tied: bool
-    vision: VisionShape
-    counted: int = 0
-    """Parameters as counted in its files; 0: there are none, they are computed."""
-
-    @property
-    def embedding_params(self) -> int:
-        """Of the token embedding, and of the output layer where it is not the same."""
-        return self.vocabulary * self.hidden * (1 if self.tied else 2)
-
-    @property
-    def block_params(self) -> int:
-        """Of one block of the language model, as in Qwen2: grouped-query attention with bias, gated MLP, two norms."""
-        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        attention = (self.hidden + 1) * (queries + 2 * keys) + queries * self.hidden
-        return attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
-
-    @property
-    def vision_params(self) -> int:
-        """Of the vision tower and its merger, as in Qwen2.5-VL."""
-        look, width = self.vision, self.vision.width
-        attention = width * 3 * width + 3 * width + width * width + width
-        mlp = 3 * width * look.intermediate + 2 * look.intermediate + width
-        merged = width * look.merge**2
-        merger = width + merged * merged + merged + merged * self.hidden + self.hidden
-        return 3 * look.frames * look.patch**2 * width + look.depth * (attention + mlp + 2 * width) + merger
-
-    @property
-    def params(self) -> int:
-        """Of the whole model."""
-        language = self.embedding_params + self.layers * self.block_params + self.hidden
-        return self.counted or language + self.vision_params
+    patch: int
+    """Pixels of the side of a patch."""
+    merge: int
+    """Patches of the side of a visual token."""
+    linears: Mapping[str, int]
+    """Inputs and outputs of the linear layers of the language model, summed, by the last part of their names."""
 
     def kv_bytes(self, dtype: str) -> int:
         """Keys and values of a token."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * BYTES[dtype]
+        return self.text.depth * self.text.keys * BYTES[dtype]
 
     def lora_params(self, config: ModelConfig) -> int:
         """Of the adapters: rank x (inputs + outputs) of every target in every block."""
-        queries, keys, mlp = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.intermediate
-        sizes = {
-            "q_proj": self.hidden + queries,
-            "k_proj": self.hidden + keys,
-            "v_proj": self.hidden + keys,
-            "o_proj": queries + self.hidden,
-            "gate_proj": self.hidden + mlp,
-            "up_proj": self.hidden + mlp,
-            "down_proj": mlp + self.hidden,
-        }
-        return config.lora.rank * self.layers * sum(sizes.get(target, 0) for target in config.lora.targets)
+        return config.lora.rank * sum(self.linears.get(target, 0) for target in config.lora.targets)
 
 
 KNOWN: dict[str, dict[str, Any]] = tomllib.loads((Path(__file__).parent / "known.toml").read_text())
 """Memory of GPUs by type, and sizes of models by name, known without their files."""
 
 
+@functools.cache
 def shape_of(path: str) -> ModelShape | None:
-    """The architecture of a model: from its folder, the Hugging Face cache or the published numbers; None: unknown."""
+    """The architecture of a model: from its folder, the Hugging Face cache or the published numbers; None: unknown.
+
+    The model is built without its weights and looked at, so that no family's names of options have to be known.
+    """
     name = model_path(path)
-    folder = Path(name)
-    if folder.is_dir():
-        return _shape_in(folder, str(folder))
-    from huggingface_hub import try_to_load_from_cache
+    if Path(name).is_dir() or is_cached(name):
+        return _shape_of(skeleton(name), name if Path(name).is_dir() else "the Hugging Face cache")
+    if name not in KNOWN["models"]:
+        return None
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
-    cached = try_to_load_from_cache(name, "config.json")
-    if isinstance(cached, str):
-        return _shape_in(Path(cached).parent, "the Hugging Face cache")
-    return _shape_of(KNOWN["models"][name], "published numbers") if name in KNOWN["models"] else None
-
-
-def _shape_in(folder: Path, source: str) -> ModelShape:
-    values = json.loads((folder / "config.json").read_text())
-    shape = _shape_of(values, source, f"{folder / 'config.json'}: ")
-    return replace(shape, counted=sum(map(_params_in, folder.glob("*.safetensors"))))
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**KNOWN["models"][name]))
+    return _shape_of(model, "published numbers")
 
 
-def _shape_of(values: Mapping[str, Any], source: str, where: str = "") -> ModelShape:
-    text, look = values.get("text_config", values), values.get("vision_config")
-    missing = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"} - set(text)
-    if missing or look is None:
-        what = f"no {sorted(missing)[0]}" if missing else "no vision_config"
-        raise ValueError(f"{where}{what}; a vision-language model is needed, such as Qwen2.5-VL")
-    heads = text["num_attention_heads"]
+def _shape_of(model: "PreTrainedModel", source: str) -> ModelShape:
+    from torch.nn import Linear
+
+    from g1_ray.learner.policy import blocks_of, vision_tower
+
+    tower = vision_tower(model)
+    assert tower is not None, "check_family asks for one"
+    seeing = set(tower.modules())
+    blocks = blocks_of(model)
+    linears: Counter[str] = Counter()
+    for name, module in model.named_modules():
+        if isinstance(module, Linear) and module not in seeing:
+            linears[name.rpartition(".")[2]] += module.in_features + module.out_features
+    ends = {id(part.weight): part.weight for part in (model.get_input_embeddings(), model.get_output_embeddings())}
+    text, vision = model.config.get_text_config(), model.config.vision_config
+    heads = text.num_attention_heads
+    head = getattr(text, "head_dim", None) or text.hidden_size // heads
     return ModelShape(
         source=source,
-        hidden=text["hidden_size"],
-        layers=text["num_hidden_layers"],
-        heads=heads,
-        kv_heads=text.get("num_key_value_heads", heads),
-        head_dim=text.get("head_dim") or text["hidden_size"] // heads,
-        intermediate=text["intermediate_size"],
-        vocabulary=text["vocab_size"],
-        tied=bool(values.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
-        vision=VisionShape(
-            depth=look["depth"],
-            width=look["hidden_size"],
-            intermediate=look["intermediate_size"],
-            patch=look.get("patch_size", 14),
-            merge=look.get("spatial_merge_size", 2),
-            frames=look.get("temporal_patch_size", 2),
+        params=model.num_parameters(),
+        embedding_params=sum(weight.numel() for weight in ends.values()),
+        vision_params=sum(weight.numel() for weight in tower.parameters()),
+        text=_blocks(
+            [block for block in blocks if block not in seeing],
+            2 * head * (getattr(text, "num_key_value_heads", None) or heads),
         ),
+        vision=_blocks([block for block in blocks if block in seeing]),
+        vocabulary=text.vocab_size,
+        patch=vision.patch_size,
+        merge=vision.spatial_merge_size,
+        linears=linears,
     )
 
 
-def _params_in(path: Path) -> int:
-    """Numbers in a safetensors file, from its header."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header: Mapping[str, Any] = json.loads(file.read(length))
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+def _blocks(blocks: "Sequence[Module]", keys: int = 0) -> Blocks:
+    """Their numbers; `keys` not given: as wide as the block, for keys and values each.
+
+    A block's first linear layer begins with its width; the inside of its MLP is the widest input of any.
+    """
+    from torch.nn import Linear
+
+    linears = [module for module in blocks[0].modules() if isinstance(module, Linear)]
+    width = linears[0].in_features
+    return Blocks(
+        depth=len(blocks),
+        width=width,
+        inner=max(linear.in_features for linear in linears),
+        keys=keys or 2 * width,
+        params=sum(weight.numel() for weight in blocks[0].parameters()),
+    )
 
 
 @dataclass(frozen=True)
@@ -245,7 +231,7 @@ def _learner_parts(config: RunConfig, shape: ModelShape) -> dict[str, float]:
         "gradients": 4 * trained / ranks,
         "Adam": 8 * trained / ranks,
         # FSDP gathers the embeddings and two blocks at a time: the one that computes and the next.
-        "gathered layers": dtype * (shape.embedding_params + 2 * shape.block_params),
+        "gathered layers": dtype * (shape.embedding_params + 2 * shape.text.params),
         "reference": frozen_model if config.algorithm.kl_coef and not model.lora.rank else 0.0,
         "activations": SLACK * _activations(config, shape),
         "logits": 3.0 * 4 * min(LOGITS_AT_ONCE, config.learner.tokens_per_pack * shape.vocabulary),
@@ -268,7 +254,7 @@ def _some(cpus: float, gpus: float) -> float:
 
 def picture_tokens(config: RunConfig, shape: ModelShape) -> int:
     """Visual tokens of the largest picture of the run's games."""
-    side = shape.vision.patch * shape.vision.merge
+    side = shape.patch * shape.merge
     sizes = [game.task().renderer.shape for game in config.games]
     return max(-(-height // side) * -(-width // side) for height, width, _ in sizes)
 
@@ -280,17 +266,24 @@ def _activations(config: RunConfig, shape: ModelShape) -> float:
     two norms in float32. Attention itself keeps no matrix (FlexAttention).
     """
     tokens, dtype = config.learner.tokens_per_pack, BYTES[config.model.dtype]
-    norms, keys = 2 * 4 * shape.hidden, 2 * shape.kv_heads * shape.head_dim
-    inside = dtype * (6 * shape.hidden + keys + 4 * shape.intermediate) + norms
-    kept = shape.layers * shape.hidden * dtype + inside
-    text = tokens * (kept if config.model.gradient_checkpointing else shape.layers * inside)
-    look, pictures = shape.vision, picture_tokens(config, shape)
-    patches = look.merge**2 * tokens * pictures / (pictures + config.rollout.max_tokens)
-    inside = dtype * (7 * look.width + 4 * look.intermediate) + 2 * 4 * look.width
-    kept = look.depth * look.width * dtype + inside
+    checkpointing = config.model.gradient_checkpointing
+    pictures = picture_tokens(config, shape)
+    patches = shape.merge**2 * tokens * pictures / (pictures + config.rollout.max_tokens)
+    text = tokens * _kept(shape.text, dtype, checkpointing)
     if config.model.freeze_vision or config.model.lora.rank:
-        return text + patches * inside
-    return text + patches * (kept if config.model.gradient_checkpointing else look.depth * inside)
+        return text + patches * _inside(shape.vision, dtype)
+    return text + patches * _kept(shape.vision, dtype, checkpointing)
+
+
+def _kept(blocks: Blocks, dtype: int, checkpointing: bool) -> float:
+    """Of a token, for the backward pass through all blocks."""
+    inside = _inside(blocks, dtype)
+    return blocks.depth * blocks.width * dtype + inside if checkpointing else blocks.depth * inside
+
+
+def _inside(blocks: Blocks, dtype: int) -> float:
+    """Of a token, in one block."""
+    return dtype * (6 * blocks.width + blocks.keys + 4 * blocks.inner) + 2 * 4 * blocks.width
 
 
 def memory_table(needs: tuple[Need, ...], shape: ModelShape) -> str:

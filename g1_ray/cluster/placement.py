@@ -4,7 +4,9 @@ A node is what Ray says it has: {"CPU": 8, "GPU": 1, "memory": 3e10, "accelerato
 """
 
 import functools
+import math
 import os
+import re
 import shutil
 import subprocess
 from collections import Counter
@@ -17,12 +19,18 @@ from g1_ray.config import RunConfig
 
 Node = Mapping[str, float]
 """Resources of a node by name; what is left out, such as memory, is not checked."""
+RAY_HEAD, RAY_MAX_WORKERS = "ray.head.default", 2
+"""What Ray takes where a cluster file does not say."""
+GPU_MEMORY = "gpu_memory"
+"""Bytes of each GPU of a node, where they are known; Ray has no such resource."""
 HEAP_SHARE = 0.7
 """Of a machine's memory, what Ray gives to processes; the rest is for its object store."""
 
 
 def gpu_memory(node: Node) -> float:
     """Bytes of each GPU of a node; 0: unknown."""
+    if GPU_MEMORY in node:
+        return node[GPU_MEMORY]
     types = [name.partition(":")[2] for name in node if name.startswith("accelerator_type:")]
     return max((KNOWN["gpu_gib"].get(kind, 0) * 2.0**30 for kind in types), default=0.0)
 
@@ -52,16 +60,70 @@ def nodes_of_ray(nodes: Sequence[Mapping[str, Any]]) -> list[Node]:
 
 
 def nodes_of_yaml(path: str | Path) -> list[Node]:
-    """The nodes that a cluster file allows when it is scaled up all the way."""
+    """The nodes that a cluster file allows when it is scaled up all the way; what it leaves out is what Ray takes.
+
+    Where the types allow more workers than the cluster as a whole, they get one each in turn until it is full.
+    Raises `ValueError` of at most three lines.
+    """
+    kinds, head, most = _kinds_of(path)
+    left = {}
+    for name, kind in kinds.items():
+        left[name] = _number(path, f"{name}.max_workers", kind.get("max_workers", 0 if name == head else most))
+        if left[name] and not (kind.get("resources") or {}).get("CPU"):
+            raise ValueError(
+                f"{path}: {name} says no resources, or no CPU; Ray finds them out once such a node has started.\n"
+                "Write down what it has, such as resources: {CPU: 32, GPU: 4}."
+            )
+    nodes: list[Node] = [kinds[head].get("resources") or {}]
+    while len(nodes) <= most and any(left.values()):
+        for name in left:
+            if left[name] and len(nodes) <= most:
+                left[name] -= 1
+                nodes.append(kinds[name]["resources"])
+    return nodes
+
+
+def _kinds_of(path: str | Path) -> tuple[dict[str, Any], str, int]:
+    """The node types of a cluster file, the name of the head's, and the most workers of all types."""
     import yaml
 
     if not Path(path).is_file():
         raise ValueError(f"{path}: there is no such cluster file")
-    values = yaml.safe_load(Path(path).read_text())
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: is not YAML: {' '.join(str(error).split())[:200]}") from None
+    kinds = values.get("available_node_types") if isinstance(values, dict) else None
+    if not isinstance(kinds, dict) or not all(isinstance(kind, dict) for kind in kinds.values()) or not kinds:
+        raise ValueError(f"{path}: no node types in it; a cluster file for `ray up` has available_node_types")
+    for name, kind in kinds.items():
+        resources = kind.get("resources") or {}
+        numbers = resources.values() if isinstance(resources, dict) else [resources]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise ValueError(f"{path}: {name}.resources = {resources!r}: numbers by name, such as {{CPU: 32, GPU: 4}}")
+    head = values.get("head_node_type", RAY_HEAD)
+    if head not in kinds:
+        raise ValueError(f"{path}: head_node_type = {head!r} is not among its node types: {', '.join(map(str, kinds))}")
+    return kinds, head, _number(path, "max_workers", values.get("max_workers", RAY_MAX_WORKERS))
+
+
+def _number(path: str | Path, key: str, value: object) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{path}: {key} = {value!r}: a whole number, 0 or more")
+    return value
+
+
+def nodes_assumed(text: str) -> list[Node]:
+    """Nodes that are not there: `8x80GB,4x24GB` is one node with eight GPUs of 80 GB and one with four of 24 GB.
+
+    GB as cards are sold by, 2^30 bytes. CPUs and memory of the nodes are not checked. Raises `ValueError`.
+    """
     nodes: list[Node] = []
-    for name, kind in values["available_node_types"].items():
-        count = 1 if name == values["head_node_type"] else kind.get("max_workers", values["max_workers"])
-        nodes += [kind["resources"]] * count
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d+)x(\d+(?:\.\d+)?)\s*G(?:i?B)?\s*", part, re.IGNORECASE)
+        if not found or not int(found[1]) or not float(found[2]):
+            raise ValueError(f"--assume {text}: {part.strip()!r} is not GPUs x memory; write 1x24GB, or 8x80GB,4x24GB")
+        nodes.append({"CPU": math.inf, "GPU": float(found[1]), GPU_MEMORY: float(found[2]) * 2**30})
     return nodes
 
 
@@ -184,7 +246,8 @@ def placement_table(placed: Sequence[Counter[str]], nodes: Sequence[Node]) -> st
     """Where everything goes, a line a node that has something on it."""
     lines = ["placement"]
     for i, (roles, node) in enumerate(zip(placed, nodes, strict=True)):
-        size = f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs"
+        cpus = node.get("CPU", 0)
+        size = f"{node.get('GPU', 0):g} GPUs" if cpus == math.inf else f"{cpus:g} CPUs, {node.get('GPU', 0):g} GPUs"
         memory = f", {gb(node['memory'])}" if "memory" in node else ""
         here = ", ".join(f"{count} x {role}" for role, count in roles.items())
         lines.append(f"  {f'node {i} ({size}{memory})':44} {here or '-'}")
@@ -209,12 +272,12 @@ def _about_memory(config: RunConfig, shape: ModelShape | None) -> str:
 
 
 def dry_run(config: RunConfig, nodes: Sequence[Node] | None = None) -> tuple[str, bool]:
-    """What `--dry-run` prints: the run as resolved, the memory of each role, where it is placed or why it is not.
+    """What `--dry-run` prints: whether the run fits or what helps, memory by role, placement, the run as resolved.
 
     And whether it fits.
     """
     try:
-        return config.to_json() + check_run(config, nodes), True
+        return f"{config.name} fits\n{check_run(config, nodes)}\n{config.to_json()}", True
     except ValueError as error:  # the rest is told all the same
         about = _about_memory(config, shape_of(config.model.path))
-        return f"{config.to_json()}{about}\nplacement: does not fit\n{error}", False
+        return f"{config.name} does not fit: {error}\n{about}\n{config.to_json()}", False

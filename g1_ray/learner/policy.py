@@ -50,9 +50,7 @@ def load_model(
     `seed` is for new adapters. `trained` False: frozen as a whole, without adapters: a reference. Raises `ValueError`
     for a model that can't be run over packs.
     """
-    model = weights.load_model(
-        model_path(config.path), dtype=torch.float32, attn_implementation="sdpa", device_map=str(device)
-    )
+    model = weights.load_model(model_path(config.path), dtype=torch.float32, attn_implementation="sdpa")
     _check(model, config.path)
     text = model.config.get_text_config()
     model.set_attn_implementation(
@@ -72,7 +70,7 @@ def load_model(
             parameter.data = parameter.data.to(dtype)
     if config.gradient_checkpointing and trained:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model.train()
+    return model.to(device).train()  # rounded before: a card that is shared has no room for float32
 
 
 def _check(model: PreTrainedModel, path: str) -> None:

@@ -107,4 +107,3 @@ def _tensors_of(model: "PreTrainedModel", path: str) -> dict[str, Any]:
     if not tensors:
         raise ValueError(f"{file}: is empty")
     return tensors
-

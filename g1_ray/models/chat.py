@@ -49,28 +49,32 @@ class Chat:
 
         The rules stand with the first picture, so any tail of a history makes a whole prompt.
         """
-        head, following = self._frame(history[0][0].task)
-        parts = [head]
+        parts = [self._head(history[0][0].task)]
         for _, completion in history[:-1]:
             if completion is None:
                 raise ValueError("only the last turn of a history has no completion")
+            following = self.following(history[0][0].task)
             ended = len(completion) > 0 and completion[-1] == self.eos_token_id
             parts += [completion, following[1:] if ended else following]
         return Prompt(np.concatenate(parts).astype(np.int32), tuple(state for state, _ in history))
 
     @functools.lru_cache(maxsize=256)  # noqa: B019 - a chat lives as long as its process
-    def _frame(self, task: Task) -> tuple[Ints, Ints]:
-        """What stands before the first answer, and from the end token of an answer to the start of the next one."""
-        ask = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": Codec(task).prompt()}]}
+    def _head(self, task: Task) -> Ints:
+        """What stands before the first answer, a `<think>` that the template opens included."""
+        return self._ids(self._render(_asked(task)), self.pads(task))
+
+    @functools.lru_cache(maxsize=256)  # noqa: B019
+    def following(self, task: Task) -> Ints:
+        """From the end token of an answer to the start of the next one.
+
+        Raises `ValueError` for a template that shows earlier turns otherwise than they were: it is for single turns.
+        """
         again = {"role": "user", "content": [{"type": "image"}]}
-        system = {"role": "system", "content": [{"type": "text", "text": SYSTEM}]}
         answer = {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}
-        head = self._render([system, ask])
-        whole = self._render([system, ask, answer, again])
+        head, whole = self._render(_asked(task)), self._render([*_asked(task), answer, again])
         if not whole.startswith(head + _ANSWER):
             raise ValueError("the model's chat template rewrites earlier turns: use rollout.turns = 1 with it")
-        pads = self.pads(task)
-        return self._ids(head, pads), self._ids(whole[len(head + _ANSWER) :], pads)
+        return self._ids(whole[len(head + _ANSWER) :], self.pads(task))
 
     def _render(self, messages: list[Any]) -> str:
         text: str = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -121,3 +125,9 @@ class Chat:
         """The words of a completion, without special tokens."""
         text: str = self.tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
         return text
+
+
+def _asked(task: Task) -> list[Any]:
+    """The messages before the first answer."""
+    ask = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": Codec(task).prompt()}]}
+    return [{"role": "system", "content": [{"type": "text", "text": SYSTEM}]}, ask]

@@ -66,8 +66,7 @@ def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
         with contextlib.suppress(OSError), open(file, "rb") as head:
             if head.read(40).startswith(b"version https://git-lfs"):
                 raise ValueError(
-                    f"{file}: a pointer of Git LFS, and not the file itself.\n"
-                    f"Fetch it: git lfs pull, in {file.parent}"
+                    f"{file}: a pointer of Git LFS, and not the file itself.\nFetch it: git lfs pull, in {file.parent}"
                 ) from None
         raise ValueError(f"{file}: is broken or cut off ({_line(error)}).\nCopy or download it again.") from None
 

@@ -1,16 +1,25 @@
 """Estimates of memory against known sizes, and placement on clusters that fit and that don't."""
 
-import dataclasses
 import json
+import math
 from collections import Counter
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
+import transformers
 
 from g1_ray.cluster.memory import learner_need, needs_of, picture_tokens, shape_of
-from g1_ray.cluster.placement import check_placement, check_run, dry_run, gpu_memory, nodes_of_ray, this_machine
-from g1_ray.config import RunConfig
+from g1_ray.cluster.placement import (
+    check_placement,
+    check_run,
+    dry_run,
+    gpu_memory,
+    nodes_assumed,
+    nodes_of_ray,
+    nodes_of_yaml,
+    this_machine,
+)
+from g1_ray.config import RunConfig, load_config
+from g1_ray.models.find import check_model
 
 QWEN_3B, QWEN_7B = "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"
 H100 = {"CPU": 96.0, "GPU": 8.0, "memory": 1e12, "accelerator_type:H100": 1.0}
@@ -31,32 +40,60 @@ def test_parameters_are_those_of_the_published_models():
     assert shape_of(QWEN_3B).kv_bytes("bfloat16") == 36 * 1024
 
 
-def test_a_folder_is_counted_from_its_files_and_agrees_with_the_formula():
+def test_a_folder_is_looked_at_and_an_unknown_name_is_not():
     shape = shape_of("tiny-base")
-    assert shape.counted > 0 and dataclasses.replace(shape, counted=0).params == shape.counted
+    assert shape.params == 497_136 and (shape.text.depth, shape.text.width, shape.text.inner) == (3, 96, 192)
     assert shape_of("somebody/unknown-vl") is None
 
 
-def test_the_published_layout_of_config_json_is_read_too(tmp_path):
-    """With the language model's numbers at the top level, as in the Hub's files."""
-    shape = shape_of(QWEN_3B)
-    values = {
-        "hidden_size": 2048,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 2,
-        "intermediate_size": 11008,
-        "vocab_size": 151936,
-        "tie_word_embeddings": True,
-        "vision_config": {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420},
-    }
-    (tmp_path / "config.json").write_text(json.dumps(values))
-    assert dataclasses.replace(shape_of(str(tmp_path)), source=shape.source) == shape
-    save_file({"a": np.zeros((3, 5), np.float32), "b": np.zeros(7, np.float16)}, tmp_path / "model.safetensors")
-    assert shape_of(str(tmp_path)).params == 22
-    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 8}))
-    with pytest.raises(ValueError, match="a vision-language model is needed"):
-        shape_of(str(tmp_path))
+TEXT = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2)
+ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}, "vocab_size": 90}
+SEEING = dict(depth=2, num_heads=2)
+
+
+def family(folder, model_type, vision, **text):
+    """A tiny model of a family, made of its config."""
+    config = transformers.AutoConfig.for_model(
+        model_type, text_config={**TEXT, **text}, vision_config=vision, tie_word_embeddings=False
+    )
+    transformers.AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "model_type, vision, inner",
+    [
+        ("qwen2_vl", {**SEEING, "embed_dim": 48, "hidden_size": 32, "mlp_ratio": 2}, 96),
+        ("qwen2_5_vl", {**SEEING, "hidden_size": 48, "intermediate_size": 80, "out_hidden_size": 32}, 80),
+        ("qwen3_vl", {**SEEING, "hidden_size": 48, "intermediate_size": 80, "out_hidden_size": 32, "patch_size": 16,
+                      "num_position_embeddings": 64, "deepstack_visual_indexes": [0]}, 80),
+        ("glm4v", {**SEEING, "hidden_size": 48, "intermediate_size": 80, "out_hidden_size": 80, "image_size": 112}, 80),
+    ],
+)  # fmt: skip
+def test_families_are_read_whatever_they_call_their_numbers(tmp_path, model_type, vision, inner):
+    path = family(tmp_path, model_type, vision, **ROPE)
+    shape = shape_of(path)
+    assert shape.text.depth == 3 and shape.text.width == 32 and shape.kv_bytes("bfloat16") == 2 * 2 * 3 * 16
+    assert (shape.vision.depth, shape.vision.width, shape.vision.inner) == (2, 48, inner)
+    assert shape.params == transformers.AutoModelForImageTextToText.from_pretrained(path).num_parameters()
+    assert "1 x learner rank" in check_run(run(path), [H100])
+
+
+@pytest.mark.parametrize(
+    "model_type, vision",
+    [
+        ("llava", {"model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64,
+                   "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 64, "patch_size": 16}),
+        ("idefics3", {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+                      "image_size": 64, "patch_size": 16}),
+    ],
+)  # fmt: skip
+def test_families_that_take_pictures_otherwise_are_told(tmp_path, model_type, vision):
+    path = family(tmp_path, model_type, vision, model_type="llama", vocab_size=90)
+    for use in (shape_of, check_model):
+        with pytest.raises(ValueError, match=f"{model_type} does not take pictures as Qwen2-VL does") as error:
+            use(path)
+        assert "Families that do: Qwen2-VL" in str(error.value) and len(str(error.value).splitlines()) <= 3
 
 
 def test_the_learner_needs_what_its_options_say():
@@ -164,11 +201,74 @@ def test_nodes_are_read_from_ray_and_from_this_machine():
     assert machine["CPU"] >= 1 and machine["memory"] > 1e8
 
 
-def test_a_dry_run_tells_the_run_its_memory_and_its_place():
+def test_a_dry_run_tells_its_verdict_first_and_the_run_last():
     cpu = {"learner": {"gpus": 0}, "engine": {"gpus": 0}}
     text, fits = dry_run(run("tiny-base", **cpu), [{"CPU": 4.0, "memory": 1e10}])
-    head, _, rest = text.partition("\n}\n")
-    assert json.loads(head + "}")["rollout"]["group_size"] == 8
-    assert "KV cache" in rest and "1 x learner rank" in rest.split("placement")[1]
+    head, _, rest = text.partition("\n{\n")
+    assert fits and json.loads("{" + rest)["rollout"]["group_size"] == 8
+    assert head.startswith("x fits\n") and "KV cache" in head and "1 x learner rank" in head.split("placement")[1]
     text, fits = dry_run(run("tiny-base", **cpu), [{"CPU": 1.0, "memory": 1e10}])
-    assert "KV cache" in text and "placement: does not fit\nthe run asks for 3 CPUs, the cluster has 1 CPU" in text
+    assert not fits and text.startswith("x does not fit: the run asks for 3 CPUs, the cluster has 1 CPU")
+    assert "KV cache" in text
+
+
+@pytest.mark.parametrize(
+    "config, fits, less",
+    [("one-24gb-3b", "1x24GB", "1x16GB"), ("one-80gb-3b", "1x80GB", "1x40GB"), ("one-80gb-7b", "1x80GB", "1x48GB")],
+)
+def test_presets_for_one_card_fit_on_it(config, fits, less):
+    config = load_config(f"jobs/configs/{config}.toml")
+    assert dry_run(config, nodes_assumed(fits))[1]
+    assert not dry_run(config, nodes_assumed(less))[1]
+
+
+def test_machines_that_are_not_there():
+    first, second = nodes_assumed("8x80GB, 4x24gb")
+    assert (first["GPU"], gpu_memory(first), first["CPU"]) == (8, 80 * 2**30, math.inf)
+    assert (second["GPU"], gpu_memory(second)) == (4, 24 * 2**30)
+    for text in ("", "24GB", "0x24GB", "1x24TB", "1x24GB,", "-1x24GB"):
+        with pytest.raises(ValueError, match="write 1x24GB, or 8x80GB,4x24GB"):
+            nodes_assumed(text)
+
+
+HEAD = "available_node_types:\n  h: {resources: {CPU: 8}}\n  "
+
+
+@pytest.mark.parametrize(
+    "text, cpus",
+    [
+        (f"head_node_type: h\n{HEAD}w: {{resources: {{CPU: 4}}}}", [8, 4, 4]),  # Ray's two workers
+        (f"head_node_type: h\nmax_workers: 3\n{HEAD}w: {{resources: {{CPU: 4}}, max_workers: 9}}", [8, 4, 4, 4]),
+        (f"head_node_type: h\nmax_workers: 3\n{HEAD}w: {{resources: {{CPU: 4}}, max_workers: 9}}\n"
+         "  v: {resources: {CPU: 2}, max_workers: 1}", [8, 4, 2, 4]),
+        ("available_node_types:\n  ray.head.default: {}\n  w: {resources: {CPU: 4}, max_workers: 1}", [0, 4]),
+        (f"head_node_type: h\nmax_workers: 0\n{HEAD}w: {{}}", [8]),
+    ],
+)  # fmt: skip
+def test_a_cluster_file_leaves_out_what_ray_lets_it(tmp_path, text, cpus):
+    (tmp_path / "c.yaml").write_text(text)
+    assert [node.get("CPU", 0) for node in nodes_of_yaml(tmp_path / "c.yaml")] == cpus
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("", "no node types"),
+        ("- a\n- b", "no node types"),
+        ("a: 1\n---\nb: 2", "is not YAML"),
+        ("a: [1", "is not YAML"),
+        ("available_node_types: [a]", "no node types"),
+        ("available_node_types: {w: {resources: {CPU: 4}}}", "'ray.head.default' is not among its node types: w"),
+        (f"head_node_type: h\n{HEAD}w: {{}}", "w says no resources"),
+        (f"head_node_type: h\n{HEAD}w: {{resources: {{GPU: 1}}}}", "or no CPU"),
+        (f"head_node_type: h\n{HEAD}w: {{resources: [4]}}", "w.resources = [4]: numbers by name"),
+        (f"head_node_type: h\nmax_workers: many\n{HEAD}w: {{}}", "max_workers = 'many'"),
+    ],
+)
+def test_a_cluster_file_that_is_wrong_is_told_with_its_name(tmp_path, text, said):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError) as error:
+        nodes_of_yaml(path)
+    assert str(error.value).startswith(f"{path}: ") and said in str(error.value)
+    assert len(str(error.value).splitlines()) <= 3
