@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.core import Game, GameOptions, Outcome
+from envs.core import Bytes, Game, GameOptions, Outcome
 
 
 class Outcomes(NamedTuple):
@@ -58,7 +58,7 @@ class GameBatch(ABC):
         """`Game.snapshot` of game `index`."""
 
     @abstractmethod
-    def restore(self, index: int, data: bytes) -> None:
+    def restore(self, index: int, data: Bytes) -> None:
         """`Game.restore` of game `index`."""
 
 
@@ -109,6 +109,6 @@ class LoopBatch(GameBatch):
     def snapshot(self, index: int) -> bytes:
         return self.games[index].snapshot()
 
-    def restore(self, index: int, data: bytes) -> None:
+    def restore(self, index: int, data: Bytes) -> None:
         self.games[index].restore(data)
         self._see(index)

@@ -26,6 +26,7 @@ Board = NDArray[np.uint8]
 """[rows, cols] the kind in each cell, 0 where the cell is empty."""
 Looks = NDArray[np.uint16]
 """[rows, cols] which picture of its kind a cell shows: the tile set takes it modulo the pictures it has."""
+Bytes = bytes | bytearray | memoryview
 
 _HEAD = struct.Struct("<BIdB")  # format version, moves, score, over
 _FORMAT = 1
@@ -37,6 +38,10 @@ class GameOptions(Options):
     """What every game can be asked for; a game's own options class adds its own."""
 
     horizon: int = option(100, "moves that end an episode, illegal ones included; 0: never", low=0, high=10**9)
+
+    def ended_by(self, moves: int) -> bool:
+        """Whether an episode has had all its moves."""
+        return 0 < self.horizon <= moves
 
 
 class Outcome(NamedTuple):
@@ -75,7 +80,8 @@ class Game(ABC):
         self.over = True
         self.looks: Looks = np.zeros((0, 0), np.uint16)
         self._legal: tuple[int, ...] = ()
-        self._restored: tuple[bytes, tuple[int, ...]] = (b"", ())  # what was restored last, and what is legal there
+        # What was restored last, what is legal there, and whether it is over.
+        self._restored: tuple[bytes, tuple[int, ...], bool] = (b"", (), True)
 
     @classmethod
     def fit(cls, options: Mapping[str, Any], kinds: int) -> dict[str, Any]:
@@ -132,12 +138,20 @@ class Game(ABC):
     # What every game has.
 
     def reset(self, seed: int) -> None:
-        """Starts an episode. The seed decides all of it: the board and every later draw."""
-        self.rng = np.random.Generator(np.random.PCG64(operator.index(seed)))
-        self.moves, self.score, self.over = 0, 0.0, False
-        self.looks = self._draw_looks()
-        self._deal()
-        self._legal = self._find_legal()
+        """Starts an episode. The seed decides all of it: the board and every later draw. What fails changes nothing."""
+        rng = np.random.Generator(np.random.PCG64(operator.index(seed)))
+        before = self.snapshot() if self.looks.size else b""
+        try:
+            self.rng, self.moves, self.score, self.over = rng, 0, 0.0, False
+            self.looks = self._draw_looks()
+            self._deal()
+            self._legal = self._find_legal()
+        except BaseException:
+            if before:
+                self.restore(before)
+            else:
+                self.looks, self.over = self.looks[:0], True
+            raise
 
     def _draw_looks(self) -> Looks:
         return (self.rng.random((self.rows, self.cols)) * 65536).astype(np.uint16)
@@ -152,7 +166,8 @@ class Game(ABC):
         Raises `RuntimeError` once the episode is over and `TypeError` for what is no integer; neither changes anything.
         """
         if self.over:
-            raise RuntimeError("the episode is over: call reset(seed) or restore(snapshot) first")
+            what = "the episode is over" if self.looks.size else "there is no episode yet"
+            raise RuntimeError(f"{what}: call reset(seed) or restore(snapshot) first")
         legal = action is not None and operator.index(action) in self._legal
         gain, cleared, success = 0.0, 0, False
         self.moves += 1
@@ -162,7 +177,7 @@ class Game(ABC):
             self._legal = self._find_legal()
             success = self.won()
         terminated = success or not self._legal
-        truncated = not terminated and self.moves == self.options.horizon
+        truncated = not terminated and self.options.ended_by(self.moves)
         self.over = terminated or truncated
         return Outcome(legal, gain, cleared, terminated, truncated, success)
 
@@ -173,8 +188,12 @@ class Game(ABC):
         head = _HEAD.pack(_FORMAT, self.moves, self.score, self.over)
         return head + pack_rng(self.rng.bit_generator) + self.looks.tobytes() + self._pack()
 
-    def restore(self, data: bytes) -> None:
-        """Becomes the state that `snapshot` saw. Raises `ValueError`, and changes nothing, on other bytes."""
+    def restore(self, data: Bytes) -> None:
+        """Becomes the state that `snapshot` saw; one that the options leave no move is over.
+
+        Raises `ValueError`, and changes nothing, on other bytes.
+        """
+        data = as_bytes(data, "the snapshot of a game")
         looks_at = _HEAD.size + _RNG_BYTES
         board_at = looks_at + 2 * self.rows * self.cols
         version, moves, score, over = _HEAD.unpack_from(data.ljust(_HEAD.size, b"\0"))
@@ -185,9 +204,9 @@ class Game(ABC):
         unpack_rng(self.rng, data[_HEAD.size : looks_at])
         self.looks = np.frombuffer(data[looks_at:board_at], np.uint16).reshape(self.rows, self.cols)
         if data != self._restored[0]:  # forks are restored to one state again and again
-            self._restored = bytes(data), self._find_legal()
-        self._legal = self._restored[1]
-        self.over = bool(over) or not self._legal
+            legal = self._find_legal()
+            self._restored = data, legal, bool(over) or not legal or self.won() or self.options.ended_by(moves)
+        _, self._legal, self.over = self._restored
 
     def fork(self) -> Self:
         """An independent game in the same state: the same actions have the same outcomes in both."""
@@ -200,6 +219,16 @@ class Game(ABC):
         if len(data) != self.rows * self.cols or max(data) > self.num_kinds:
             raise ValueError(f"not a board of {type(self).__name__} {self.rows}x{self.cols}: {data[:16]!r}...")
         return np.frombuffer(data, np.uint8).reshape(self.rows, self.cols).copy()
+
+
+def as_bytes(data: Bytes, what: str) -> bytes:
+    """What lies in bytes, a bytearray, a memoryview or an array of them. Raises `ValueError` on anything else."""
+    if isinstance(data, bytes):
+        return data
+    try:
+        return bytes(memoryview(data))
+    except TypeError:
+        raise ValueError(f"{what} = {data!r:.60}: expected its bytes, not {type(data).__name__}") from None
 
 
 def pack_rng(generator: np.random.BitGenerator) -> bytes:

@@ -6,6 +6,8 @@ A standing frame has only those tiles drawn again that changed.
 """
 
 import functools
+import sys
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +30,7 @@ class Renderer:
     """
 
     def __init__(self, perception: Perception, rows: int, cols: int, num_kinds: int) -> None:
-        self.perception, self.rows, self.cols = perception, rows, cols
+        self.perception, self.rows, self.cols, self.num_kinds = perception, rows, cols, num_kinds
         tiles = perception.tile_set(num_kinds)
         if tiles.num_kinds < num_kinds:
             raise ValueError(
@@ -52,6 +54,10 @@ class Renderer:
         self._line_numbers = np.arange(self.px)[:, None]
         self.generation = 0
         self._start_atlas()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copies are the one of their process: an atlas, megabytes of tiles, is never sent or doubled.
+        return renderer_of, (self.perception, self.rows, self.cols, self.num_kinds)
 
     def _start_atlas(self) -> None:
         self.generation += 1
@@ -153,6 +159,44 @@ class Canvas:
                 renderer.draw_tiles(lines, slots, changed)
         self._slots, self._shift, self._generation = slots, shift, renderer.generation
         return self.frame
+
+
+class _Sheet:
+    """An array of frames [N, height, width, 3] and who draws in each."""
+
+    def __init__(self, renderer: Renderer, num: int) -> None:
+        self.frames = np.empty((num, *renderer.shape), np.uint8)
+        self.canvases = [Canvas(renderer, frame) for frame in self.frames]
+        self._unheld = sys.getrefcount(self.frames)
+
+    @property
+    def held(self) -> bool:
+        """Whether anybody else has the array or a view of it."""
+        return sys.getrefcount(self.frames) > self._unheld
+
+
+class StandingFrames:
+    """Frames of N boards that are drawn again only where boards changed, in memory that nobody holds any more.
+
+    So frames that are kept, in a list or in a stack of frames, stay what they are, and a loop that looks at each in
+    turn goes back and forth between two arrays.
+    """
+
+    def __init__(self, renderer: Renderer, num: int) -> None:
+        self._renderer, self._num = renderer, num
+        self._sheets: list[_Sheet] = []  # at most two, the last one drawn first
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StandingFrames, (self._renderer, self._num)
+
+    def show(self, boards: NDArray[np.uint8], looks: NDArray[np.uint16]) -> NDArray[np.uint8]:
+        """Frames [N, height, width, 3] of boards [N, rows, cols], to be read only."""
+        sheet = next((sheet for sheet in self._sheets if not sheet.held), None) or _Sheet(self._renderer, self._num)
+        if self._sheets[:1] != [sheet]:
+            self._sheets = [sheet, *(other for other in self._sheets if other is not sheet)][:2]
+        for canvas, board, its in zip(sheet.canvases, boards, looks, strict=True):
+            canvas.show(board, its)
+        return sheet.frames
 
 
 @functools.lru_cache(maxsize=64)

@@ -8,6 +8,8 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
+import numpy as np
+
 
 def option(
     default: Any,
@@ -28,6 +30,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 
 
+def plain(value: Any) -> Any:
+    """Numbers and words of numpy as those of Python, all else as it is: what JSON and the checks of options take."""
+    return value.item() if isinstance(value, np.generic | np.ndarray) and value.ndim == 0 else value
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Base of every options class. Making one checks each value: `ValueError` names the value and the fix."""
@@ -37,9 +44,11 @@ class Options:
             self._check(field, getattr(self, field.name))
 
     def _check(self, field: dataclasses.Field[Any], value: Any) -> None:
-        kind = type(field.default)
+        kind, given = type(field.default), value
+        value = plain(value)
         if kind is float and type(value) is int:
             value = float(value)
+        if value is not given:
             object.__setattr__(self, field.name, value)
         if type(value) is not kind:
             raise ValueError(f"{field.name} = {value!r}: expected {kind.__name__}, such as {field.default!r}")

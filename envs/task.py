@@ -14,16 +14,17 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import gymnasium
+import numpy as np
 
 import envs.games
 from envs.batch import GameBatch, LoopBatch
-from envs.core import Game, GameOptions
+from envs.core import Bytes, Game, GameOptions, as_bytes
 from envs.drawing import Frame, Renderer, renderer_of
-from envs.options import nearest
+from envs.options import nearest, plain
 from envs.perception import Perception
 from envs.registry import Registry
 
-Axis = int | Mapping[str, Any] | None
+Axis = int | np.integer | Mapping[str, Any] | None
 """A level, options by name, or None for the game's own setting."""
 
 PERCEPTION_LEVELS: tuple[Mapping[str, Any], ...] = (
@@ -181,13 +182,14 @@ class Task:
 def _merge(
     own: Mapping[str, Any], preset: Mapping[str, Any], axis: Axis, levels: tuple[Mapping[str, Any], ...], name: str
 ) -> dict[str, Any]:
+    axis = plain(axis)
     if isinstance(axis, int) and not isinstance(axis, bool):
         if not 0 <= axis < len(levels):
             raise ValueError(f"{name} = {axis}: levels are 0 to {len(levels) - 1}")
         axis = levels[axis]
     if not isinstance(axis, Mapping | None):
         raise ValueError(f"{name} = {axis!r}: expected a level or options by name")
-    return {**own, **preset, **(axis or {})}
+    return {key: plain(value) for key, value in {**own, **preset, **(axis or {})}.items()}
 
 
 _LENGTH = struct.Struct("<I")
@@ -228,8 +230,9 @@ class State:
         return _LENGTH.pack(len(head)) + head + self.data
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
+    def from_bytes(cls, data: Bytes) -> Self:
         """The state that `to_bytes` wrote. Raises `ValueError` on other bytes."""
+        data = as_bytes(data, "state")
         try:
             (length,) = _LENGTH.unpack_from(data)
             task = Task.from_json(data[_LENGTH.size : _LENGTH.size + length].decode())

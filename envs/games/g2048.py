@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from envs.answers import Choices
 from envs.batch import GameBatch, Outcomes
-from envs.core import Board, Game, GameOptions, pack_rng, unpack_rng
+from envs.core import Board, Bytes, Game, GameOptions, pack_rng, unpack_rng
 from envs.options import option
 from envs.task import GameSpec, register_game
 
-MAX_KIND = 17  # 131072, the largest tile a 4x4 board can hold; larger boards merge no further
+MAX_KIND = 18  # 262144: twice the largest tile that play can make on 4x4; only larger boards can hold two of them
 FOUR_SHARE = 0.1  # of the new tiles; the rest are 2
 UP, RIGHT, DOWN, LEFT = range(4)
 
@@ -33,14 +33,19 @@ class Options2048(GameOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        largest = 2 ** min(MAX_KIND, self.size**2 + 1)
+        largest = 2 ** min(MAX_KIND, self.reach)
         if self.goal and (self.goal & (self.goal - 1) or not 8 <= self.goal <= largest):
             raise ValueError(f"goal = {self.goal}: must be 0 or a power of two from 8 to {largest} on this board")
 
     @property
+    def reach(self) -> int:
+        """The exponent of the largest tile that play could make on this board, if it had the kinds."""
+        return self.size**2 + 1
+
+    @property
     def num_kinds(self) -> int:
-        """The largest exponent that can appear."""
-        return self.goal.bit_length() - 1 if self.goal else min(MAX_KIND, self.size**2 + 1)
+        """The largest exponent; without a goal one more than play makes, so that any two equal tiles can merge."""
+        return self.goal.bit_length() - 1 if self.goal else min(MAX_KIND, self.reach + 1)
 
 
 @lru_cache(maxsize=1 << 17)
@@ -90,13 +95,16 @@ class Game2048(Game):
     def fit(cls, options: Mapping[str, Any], kinds: int) -> dict[str, Any]:
         """A tile set with few kinds gets a goal that the largest of them is."""
         size = options.get("size", 4)
-        if "goal" in options or not isinstance(size, int) or kinds >= min(MAX_KIND, size**2 + 1):
+        if "goal" in options or not isinstance(size, int) or kinds >= min(MAX_KIND, size**2 + 2):
             return dict(options)
         return {**options, "goal": max(8, 2**kinds)}
 
     def rules(self, names: Sequence[str]) -> str:
-        order = ", ".join(names[1 : self.num_kinds + 1])
-        goal = f"Make the tile {names[self.num_kinds]} to win." if self.options.goal else "Score as much as you can."
+        last = min(self.num_kinds, self.options.reach)
+        order = ", ".join(names[1 : last + 1])
+        goal = f"Make the tile {names[last]} to win." if self.options.goal else "Score as much as you can."
+        if not self.options.goal and last < self.options.reach:
+            goal = f"The last kind merges no more. {goal}"
         return (
             f"This is 2048 on a {self.rows}x{self.cols} board. A move slides every tile as far as it goes up, right, "
             "down or left. Two equal tiles that meet merge into one of the next kind, each tile at most once a move. "
@@ -242,7 +250,7 @@ class Batch2048(GameBatch):
         self._game.reset(seed)
         self._load(index)
 
-    def restore(self, index: int, data: bytes) -> None:
+    def restore(self, index: int, data: Bytes) -> None:
         self._game.restore(data)
         self._load(index)
 
@@ -301,7 +309,8 @@ class Batch2048(GameBatch):
         cap = self._game.num_kinds
         success = legal & (self._cells == cap).any(axis=(0, 1)) if self._game.options.goal else np.zeros_like(legal)
         terminated = playing & (success | ~self._legal.any(0))
-        truncated = playing & ~terminated & (self.moves == self._game.options.horizon)
+        horizon = self._game.options.horizon
+        truncated = playing & ~terminated & (self.moves >= horizon) & (horizon > 0)
         self._over |= terminated | truncated
         return Outcomes(legal, gain, cleared, terminated, truncated, success)
 

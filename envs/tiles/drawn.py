@@ -147,7 +147,7 @@ def _text(draw: ImageDraw.ImageDraw, px: int, text: str, height: float, fill: Co
 class Numbers(TileSet):
     """The tiles of 2048: kind k is 2**k, each with a colour of its own."""
 
-    KINDS = 17
+    KINDS = 18
 
     def __init__(self, heldout: bool) -> None:
         self.names = (EMPTY, *(str(2**k) for k in range(1, self.KINDS + 1)))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs import Task, game_names, game_spec
+from envs import State, Task, game_names, game_spec
 
 GAMES = [(name, level) for name in game_names() for level in range(len(game_spec(name).levels))]
 
@@ -228,6 +228,7 @@ def test_any_bytes_are_refused_or_restored_whole(name, data):
     except ValueError:
         assert game.snapshot() == good
     else:
+        garbage[13] |= game.over  # a state that the options leave no move is over
         assert game.snapshot() == bytes(garbage) and len(garbage) == len(good)
 
 
@@ -275,3 +276,88 @@ def test_a_state_without_a_legal_move_is_over():
     data = game.snapshot()
     game.restore(data[:-4] + bytes([1, 2, 2, 1]))
     assert game.over and game.legal_actions() == ()
+
+
+def restored(name, data, horizon, goal=0):
+    """A single game and a batch of the same options in a state that may come from others."""
+    task = Task.make(name, reasoning={"horizon": horizon, **({"goal": goal} if goal else {})})
+    game, batch = task.new_game(), task.new_batch(2)
+    batch.reset(0, 1)
+    game.restore(data)
+    batch.restore(1, data)
+    return game, batch
+
+
+@pytest.mark.parametrize("name", game_names())
+def test_a_state_beyond_the_horizon_is_over_and_one_before_it_ends_there_alone_and_in_a_batch(name):
+    rng = np.random.default_rng(0)
+    for moves in (1, 2, 5, 9):
+        game = started(name, moves, reasoning={"horizon": 0})
+        walk(game, moves, rng)
+        for horizon in (0, moves - 1, moves, moves + 1, moves + 3):
+            one, batch = restored(name, game.snapshot(), horizon)
+            assert one.over == (0 < horizon <= game.moves)
+            assert batch.snapshot(1) == one.snapshot() and batch.legal_actions(1) == one.legal_actions()
+            for _ in range(4):
+                if one.over:
+                    with pytest.raises(RuntimeError, match="over"):
+                        batch.step(np.array([0, 0]), np.array([False, True]))
+                    break
+                action = one.legal_actions()[0] if rng.random() < 0.7 else -1
+                outcomes = batch.step(np.array([0, action]), np.array([False, True]))
+                assert tuple(field[1] for field in outcomes) == tuple(one.step(action))
+                assert batch.snapshot(1) == one.snapshot()
+            assert one.over == (0 < horizon <= one.moves) or not one.legal_actions()
+
+
+@pytest.mark.parametrize("name, goal", [("2048", 8), ("2048", 16), ("swap", 1), ("swap", 2)])
+def test_a_goal_that_is_reached_already_is_noticed_on_restore(name, goal):
+    game = started(name, 5, reasoning={"horizon": 0})
+    while game.perception().max() < 4 if name == "2048" else game.score < 2:
+        game.step(game.oracle())
+    if name == "2048" and goal == 8:  # a tile beyond the goal is no kind of such a game
+        with pytest.raises(ValueError, match="not a board"):
+            restored(name, game.snapshot(), 0, goal)
+        return
+    one, batch = restored(name, game.snapshot(), 0, goal)
+    assert one.won() and one.over and one.legal_actions() == batch.legal_actions(1) == ()
+    assert one.snapshot() == batch.snapshot(1) != game.snapshot() and one.fork().over
+
+
+@pytest.mark.parametrize("name", game_names())
+def test_a_reset_that_fails_changes_nothing(name, monkeypatch):
+    game, fresh = started(name, 3), Task.make(name).new_game()
+    game.step(game.legal_actions()[0])
+    before, legal = game.snapshot(), game.legal_actions()
+    deal = type(game)._deal
+
+    def fails(self):
+        deal(self)
+        raise RuntimeError("no deal")
+
+    with pytest.raises((ValueError, TypeError)):
+        game.reset(-1)
+    monkeypatch.setattr(type(game), "_deal", fails)
+    with pytest.raises(RuntimeError, match="no deal"):
+        game.reset(4)
+    assert game.snapshot() == before and game.legal_actions() == legal
+    with pytest.raises(RuntimeError, match="no deal"):
+        fresh.reset(4)
+    with pytest.raises(RuntimeError, match="there is no episode yet"):
+        fresh.step(0)
+
+
+@pytest.mark.parametrize("name", game_names())
+def test_bytes_of_any_kind_are_a_snapshot_and_all_else_is_named(name):
+    game, data = Task.make(name).new_game(), started(name, 2).snapshot()
+    state = State(Task.make(name), data)
+    every_other = lambda data: memoryview(bytes(np.repeat(np.frombuffer(data, np.uint8), 2)))[::2]  # noqa: E731
+    for kind in (bytearray, memoryview, lambda data: np.frombuffer(data, np.uint8), every_other):
+        game.restore(kind(data))
+        assert game.snapshot() == data
+        assert State.from_bytes(kind(state.to_bytes())) == state
+    for bad, named in ((data.hex(), "not str"), (None, "not NoneType"), (7, "not int"), (state, "not State")):
+        with pytest.raises(ValueError, match=f"(?s)the snapshot of a game = .*expected its bytes, {named}"):
+            game.restore(bad)
+    with pytest.raises(ValueError, match="state = '00ff': expected its bytes, not str"):
+        State.from_bytes("00ff")

@@ -1,6 +1,8 @@
 """The Gymnasium environment: the standard's own checker, seeding, options, text answers."""
 
+import copy
 import itertools
+import pickle
 
 import gymnasium
 import numpy as np
@@ -73,18 +75,152 @@ def test_a_standing_frame_equals_a_fresh_one_through_episodes(name):
             for _ in range(25):
                 action = info["legal_actions"][int(rng.random() * len(info["legal_actions"]))]
                 frame, _, terminated, truncated, info = standing.step(action)
-                assert frame is first
                 assert (frame == fresh.step(action)[0]).all()
                 if terminated or truncated:
                     break
 
 
-def test_a_copy_is_the_callers_own():
-    env = VLMGymEnv("2048")
-    first, info = env.reset(seed=0)
-    kept = first.copy()
+@pytest.mark.parametrize("copy", [True, False])
+@pytest.mark.parametrize("name", GAMES)
+def test_frames_that_are_held_stay_what_they_are(name, copy):
+    env, fresh = VLMGymEnv(name, copy=copy), VLMGymEnv(name)
+    stacked = gymnasium.wrappers.FrameStackObservation(VLMGymEnv(name, copy=copy), 4)
+    (first, info), frames = env.reset(seed=0), [fresh.reset(seed=0)[0]]
+    held, parts = [first], [first[5:90, 3:8]]
+    del first
+    stacked.reset(seed=0)
+    for _ in range(9):
+        action = info["legal_actions"][0]
+        frames.append(fresh.step(action)[0])
+        frame, *_, info = env.step(action)
+        held.append(frame)
+        parts.append(frame[5:90, 3:8])
+        stack = stacked.step(action)[0]
+        assert (stack[-len(frames[-4:]) :] == np.array(frames[-4:])).all()
+    assert (np.array(held) == np.array(frames)).all()
+    assert (np.array(parts) == np.array(frames)[:, 5:90, 3:8]).all()
+
+
+def test_frames_that_nobody_holds_are_drawn_over():
+    env = VLMGymEnv("swap", copy=False)
+    _, info = env.reset(seed=0)
+    addresses = set()
+    for _ in range(20):
+        frame, *_, info = env.step(info["legal_actions"][0])
+        addresses.add(frame.ctypes.data)
+    assert len(addresses) == 2
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_the_walk_and_the_deal_of_a_seed_come_from_streams_of_their_own(name):
+    env, alike = VLMGymEnv(name, observation="board", reasoning={"horizon": 0}), 0
+    for seed in range(40):
+        env.reset(seed=seed)
+        start, dealt = env.game.snapshot(), env.game.perception()
+        draws = np.random.default_rng(seed).random(60)
+        env.reset(seed=seed, options={"walk": 1})
+        game = env.task.new_game()
+        game.restore(start)
+        assert (game.perception() == dealt).all()
+        legal = game.legal_actions()
+        walked = [action for action in legal if _after(game, action) == env.game.snapshot()]
+        alike += sum(legal[int(draw * len(legal))] in walked for draw in draws) / len(draws) * len(legal)
+        again = env.game.snapshot()
+        env.reset(seed=seed, options={"walk": np.int64(1)})
+        assert env.game.snapshot() == again
+    assert 20 < alike < 60  # each draw of the deal hits the move as often as chance
+
+
+def _after(game, action):
+    twin = game.fork()
+    twin.step(action)
+    return twin.snapshot()
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_a_reset_that_fails_leaves_the_episode_as_it_was(name):
+    env = VLMGymEnv(name)
+    _, info = env.reset(seed=1)
     env.step(info["legal_actions"][0])
-    assert (first == kept).all()
+    other = VLMGymEnv(name, reasoning={"horizon": 1})
+    other.reset(seed=4)
+    other.step(None)
+    over = other.game.snapshot()
+    before, rng = env.game.snapshot(), env.np_random.bit_generator.state
+    for options in (
+        *({"walk": walk} for walk in (-1, True, np.True_, 2.5, "3", None, [1])),
+        *({"state": state} for state in (b"", "no", None, 3, before[:-1])),
+        {"state": over, "walk": 1},
+        {"state": before, "wak": 1},
+    ):
+        with pytest.raises(ValueError, match="walk|state|snapshot|option|not a board"):
+            env.reset(seed=2, options=options)
+        assert env.game.snapshot() == before and env.np_random.bit_generator.state == rng
+    with pytest.raises(gymnasium.error.Error):
+        env.reset(seed=-1)
+    assert env.game.snapshot() == before and env.np_random.bit_generator.state == rng
+    env.reset(options={"state": over})
+    assert env.game.over and env.game.legal_actions() == ()
+
+
+@pytest.mark.parametrize("way", [lambda env: pickle.loads(pickle.dumps(env)), copy.deepcopy, copy.copy])
+@pytest.mark.parametrize("name", GAMES)
+def test_copies_of_an_environment_share_the_tiles_and_play_on_alike(name, way):
+    for env in (VLMGymEnv(name, copy=False, perception=1), TextAnswers(VLMGymEnv(name))):
+        env.reset(seed=3)
+        twin = way(env)
+        assert len(pickle.dumps(env)) < 100_000
+        assert twin.unwrapped.task.renderer is env.unwrapped.task.renderer
+        action = env.unwrapped.game.legal_actions()[0]
+        data = env.unwrapped.game.snapshot()
+        frames = []
+        for one in (env, twin):
+            one.unwrapped.game.restore(data)
+            frames.append(one.unwrapped.step(action)[0])
+        assert (frames[0] == frames[1]).all() and (frames[0] == env.unwrapped.task.draw(env.unwrapped.game)).all()
+
+
+@pytest.mark.parametrize("name", GAMES)
+@pytest.mark.parametrize("horizon", [0, 7, 100])
+def test_the_spec_says_the_horizon(name, horizon):
+    for make in (gymnasium.make, gymnasium.make_vec):
+        env = make(game_spec(name).gym_id, reasoning={"horizon": horizon})
+        assert env.spec.max_episode_steps == (horizon or None)
+        again = make(env.spec)
+        assert again.spec.max_episode_steps == (horizon or None)
+        assert again.unwrapped.task == env.unwrapped.task
+
+
+@pytest.mark.parametrize(
+    "make", [gymnasium.make, gymnasium.make_vec, lambda _, **options: VLMGymEnv("2048", **options)]
+)
+def test_options_in_the_wrong_place_are_shown_the_right_one(make):
+    for options, message in (
+        ({"size": 5}, r'size = 5: an option of reasoning; give reasoning=\{"size": 5\}'),
+        ({"horizon": 5}, r'give reasoning=\{"horizon": 5\}'),
+        ({"tile_px": 28}, r'give perception=\{"tile_px": 28\}'),
+        ({"tiles": "shapes"}, r"""give perception=\{"tiles": 'shapes'\}"""),
+        ({"sise": 5}, "unknown option 'sise'; did you mean 'size'"),
+        ({"observations": "rgb"}, "unknown option 'observations'; did you mean 'observation'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make("VLMGym/2048-v0", **options)
+
+
+@pytest.mark.parametrize("number", [np.int64, np.int32, np.uint8])
+def test_numbers_of_numpy_are_numbers(number):
+    assert Task.make("swap", reasoning=number(2), perception=number(1)) == Task.make("swap", reasoning=2, perception=1)
+    rules = {"rows": number(4), "cols": number(5)}
+    task = Task.make("swap", reasoning=rules, perception={"rotation": np.float32(2), "tile_px": number(28)})
+    assert task == Task.make("swap", reasoning={"rows": 4, "cols": 5}, perception={"rotation": 2.0, "tile_px": 28})
+    assert Task.from_json(task.to_json()) == task
+    assert envs.Perception(tile_px=number(28), tiles=np.str_("photos")) == envs.Perception(tile_px=28, tiles="photos")
+    env = gymnasium.make_vec("VLMGym/2048-v0", num_envs=number(3), reasoning={"size": number(3)})
+    assert env.reset(seed=number(1))[0].shape[0] == 3
+    assert (VLMGymEnv("2048").reset(seed=number(5))[0] == VLMGymEnv("2048").reset(seed=5)[0]).all()
+    for bad in (np.True_, np.float64(2), np.array([2, 3])):
+        with pytest.raises(ValueError):
+            Task.make("2048", reasoning={"size": bad})
 
 
 @pytest.mark.parametrize("name", GAMES)

@@ -62,6 +62,27 @@ def test_a_tile_merges_once_a_move_and_the_largest_never():
     assert slide_line(bytes([17, 17, 0, 0]), 17)[0] == bytes([17, 17, 0, 0])
 
 
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 6])
+def test_any_two_equal_tiles_merge_as_the_rules_say(size):
+    task = Task.make("2048", reasoning={"size": size})
+    game, batch = task.new_game(), task.new_batch(1)
+    game.reset(0)
+    at = len(game.snapshot()) - size**2
+    for kind in range(1, min(17, size**2 + 1) + 1):
+        data = game.snapshot()[:at] + bytes([kind, kind]) + bytes(size**2 - 2)
+        twin = task.new_game()
+        twin.restore(data)
+        batch.restore(0, data)
+        outcome = twin.step(3)
+        assert (outcome.gain, outcome.cleared) == (2 ** (kind + 1), 1) and kind + 1 in twin.perception()
+        assert batch.step(np.array([3])).gain[0] == outcome.gain
+        task.draw(twin)
+    names = task.renderer.names
+    rules = game.rules(names)
+    assert ("The last kind merges no more." in rules) == (size > 4)  # play makes no second one on smaller boards
+    assert f", {2 ** min(18, size**2 + 1)}. " in rules
+
+
 def test_new_tiles_are_fours_one_time_in_ten_and_anywhere():
     game = Game2048()
     kinds, cells = [], np.zeros(16)
@@ -223,8 +244,8 @@ def test_the_largest_tiles_of_a_full_board_end_the_game():
     game = Game2048(Options2048(size=2, horizon=0))
     game.reset(0)
     start = game.snapshot()[:-4]
-    game.restore(start + bytes([5, 5, 4, 3]))
-    assert game.num_kinds == 5 and game.legal_actions() == () and game.over
+    game.restore(start + bytes([6, 6, 4, 3]))
+    assert game.num_kinds == 6 and game.legal_actions() == () and game.over
     game.restore(start + bytes([4, 4, 3, 2]))
     assert game.legal_actions() == (1, 3)
 
