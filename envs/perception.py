@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
 from envs.options import Options, option
 from envs.tiles import Cifar10, Colors, Folder, Glyphs, Numbers, Shapes, Textures, TileSet
@@ -20,7 +20,9 @@ from envs.tiles.drawn import PALETTE, SHAPE_NAMES
 TILE_SETS = ("colors", "shapes", "numbers", "glyphs", "photos", "cifar10", "folder")
 FRAME = 672  # pixels a side that a frame is made for when no tile size is given
 VARIATIONS = 16  # differently perturbed copies of one picture
+FRAMED = 56  # pixels from which photos have a frame, so that equal neighbours don't run together
 _SLATE = (58, 64, 76)
+_FRAME = (40, 44, 53)
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ class Look:
         if options.blank:
             return np.full((px, px, 3), _SLATE, np.uint8)
         # Both halves of a split draw their perturbations from different generators, like all else that is held out.
-        rng = np.random.default_rng([kind, look % VARIATIONS, options.split == "heldout"])
+        # And from others than the pictures themselves, which photos draw from [kind, picture, split].
+        rng = np.random.default_rng([kind, look % VARIATIONS, options.split == "heldout", 1])
         angle, *shift = rng.uniform(-1, 1, 4)
         tile = _background(options.background, px, rng)
         if kind:
@@ -120,6 +123,9 @@ class Look:
             if options.rotation:
                 picture = picture.rotate(angle * options.rotation, Image.Resampling.BICUBIC)
             tile.paste(picture, mask=picture)
+            if self.tiles.photos and px >= FRAMED:
+                edge = px // FRAMED
+                ImageDraw.Draw(tile).rectangle((0, 0, px - 1, px - 1), outline=_FRAME, width=edge)
         if options.jitter:
             enhancers = (ImageEnhance.Color, ImageEnhance.Brightness, ImageEnhance.Contrast)
             for enhance, amount in zip(enhancers, shift, strict=True):

@@ -29,19 +29,22 @@ Axis = int | np.integer | Mapping[str, Any] | None
 
 PERCEPTION_LEVELS: tuple[Mapping[str, Any], ...] = (
     {},
-    {"background": "marble", "rotation": 8.0, "jitter": 0.3},
-    {"background": "marble", "rotation": 16.0, "jitter": 0.5, "blur": 0.25, "noise": 0.2},
+    {"background": "marble", "rotation": 6.0, "jitter": 0.1},
+    {"background": "stripes", "rotation": 10.0, "jitter": 0.15, "blur": 0.1, "noise": 0.15},
     {
         "background": "stripes",
-        "rotation": 25.0,
-        "jitter": 0.7,
-        "blur": 0.3,
-        "noise": 0.35,
-        "resolution": 0.5,
+        "rotation": 14.0,
+        "jitter": 0.2,
+        "blur": 0.12,
+        "noise": 0.25,
+        "resolution": 0.75,
         "offset": 28,
     },
 )
-"""Perturbations of any tile set, from none to strong: the perception levels of every game."""
+"""Perturbations of any tile set, from none to strong: the perception levels of every game.
+
+They stop where a colour could be called another one: a test holds them to their nearest names.
+"""
 
 
 @dataclass(frozen=True)

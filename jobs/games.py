@@ -10,7 +10,7 @@ from envs import Codec, GameSpec, Perception, State, Task, game_names, game_spec
 from envs.options import Options, bounds
 from envs.task import PERCEPTION_LEVELS
 
-_CELL, _GAP, _HEAD = 196, 10, 26
+_CELL, _GAP, _HEAD, _LEVELS = 196, 10, 26, 150  # _LEVELS: what each level of perception changes
 _INK, _PAPER = (30, 32, 38), (250, 250, 248)
 _SHOWN_SETS = ("numbers", "colors", "shapes", "glyphs", "photos")
 
@@ -68,11 +68,21 @@ def contact_sheet(spec: GameSpec) -> Image.Image:
         named = [(f"{tiles}, {split}", {"tiles": tiles, "split": split}) for tiles in _SHOWN_SETS]
         rows.append([(label, Task.make(spec.name, perception=look)) for label, look in named])
     width = max(map(len, rows)) * (_CELL + _GAP) + _GAP
-    sheet = Image.new("RGB", (width, len(rows) * (_CELL + _HEAD + _GAP) + _GAP), _PAPER)
+    sheet = Image.new("RGB", (width, _LEVELS + len(rows) * (_CELL + _HEAD + _GAP) + _GAP), _PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for p, level in enumerate(PERCEPTION_LEVELS):
+        lines = (
+            [
+                f"perception {p}",
+                *(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in level.items()),
+            ]
+            if level
+            else ["perception 0", "as drawn"]
+        )
+        draw.multiline_text((_GAP + p * (_CELL + _GAP), _GAP), "\n".join(lines), _INK, font, spacing=2)
     for i, row in enumerate(rows):
         for j, (label, task) in enumerate(row):
-            left, top = _GAP + j * (_CELL + _GAP), _GAP + i * (_CELL + _HEAD + _GAP)
+            left, top = _GAP + j * (_CELL + _GAP), _LEVELS + _GAP + i * (_CELL + _HEAD + _GAP)
             draw.text((left, top + 4), label, _INK, font)
             sheet.paste(_specimen(task).resize((_CELL, _CELL), Image.Resampling.LANCZOS), (left, top + _HEAD))
     return sheet

@@ -309,8 +309,7 @@ class Batch2048(GameBatch):
         cap = self._game.num_kinds
         success = legal & (self._cells == cap).any(axis=(0, 1)) if self._game.options.goal else np.zeros_like(legal)
         terminated = playing & (success | ~self._legal.any(0))
-        horizon = self._game.options.horizon
-        truncated = playing & ~terminated & (self.moves >= horizon) & (horizon > 0)
+        truncated = playing & ~terminated & (self.moves >= (self._game.options.horizon or np.inf))
         self._over |= terminated | truncated
         return Outcomes(legal, gain, cleared, terminated, truncated, success)
 

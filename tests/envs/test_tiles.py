@@ -1,5 +1,7 @@
 """Tile sets, perturbations and drawing: kinds are told apart, held-out differs, files are read, pictures are exact."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,6 +9,8 @@ from PIL import Image
 from envs import Perception, Task
 from envs.drawing import Canvas, Renderer
 from envs.perception import TILE_SETS, Look
+from envs.task import PERCEPTION_LEVELS
+from envs.tiles.drawn import PALETTE
 
 PERTURBATIONS = {"rotation": 20.0, "jitter": 0.5, "blur": 0.5, "resolution": 0.3, "noise": 0.5, "background": "marble"}
 PERTURBATIONS["offset"] = 20
@@ -183,3 +187,50 @@ def test_frames_that_dont_fit_are_refused():
 
 def test_every_tile_set_is_tested():
     assert set(TILE_SETS) == {*DRAWN, "cifar10", "folder"}
+
+
+@pytest.mark.parametrize("level", range(len(PERCEPTION_LEVELS)))
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_every_colour_is_nearest_to_its_own_name_at_every_level(level, split):
+    options = {key: value for key, value in PERCEPTION_LEVELS[level].items() if key != "offset"}
+    perception = Perception(tiles="colors", split=split, **options)
+    for px in (28, 56):
+        look, inset = Look(perception, perception.tile_set(12), px), px // 3
+        for kind, color in enumerate(PALETTE, 1):
+            for variation in range(16):
+                seen = look.tile(kind, variation)[inset:-inset, inset:-inset].mean((0, 1))
+                near = {name: min(((seen - shade) ** 2).sum() for shade in both) for name, both in PALETTE.items()}
+                assert min(near, key=near.get) == color
+
+
+PIXELS = {
+    "colors train": "926818c19ae26693",
+    "colors heldout": "a264c2063b235826",
+    "shapes train": "4ca8bd57f84107d4",
+    "shapes heldout": "808b333709c40670",
+    "numbers train": "de1ef2d339f6ea05",
+    "numbers heldout": "d18a177b52b91021",
+    "glyphs train": "c73fc268689f92f0",
+    "glyphs heldout": "27681ffbef7caa28",
+    "photos train": "1cf06dfeae5a5c1d",
+    "photos heldout": "445ed908dda671b2",
+}
+
+
+@pytest.mark.parametrize("name", PIXELS)
+def test_plain_tiles_of_28_pixels_are_those_that_the_shipped_models_have_seen(name):
+    tiles, split = name.split()
+    perception = Perception(tiles=tiles, split=split)
+    tile_set = perception.tile_set(96 if tiles == "shapes" else 1)
+    look, digest = Look(perception, tile_set, 28), hashlib.sha256()
+    for kind in range(min(tile_set.num_kinds, 17 if tiles == "numbers" else 999) + 1):
+        for picture in range(4 if tiles == "photos" else 1):
+            digest.update(look.tile(kind, picture).tobytes())
+    assert digest.hexdigest()[:16] == PIXELS[name]
+
+
+def test_photos_have_a_frame_where_there_is_room_for_one():
+    for px, framed in ((28, False), (56, True), (112, True)):
+        tile = Look(Perception(tiles="photos"), Perception(tiles="photos").tile_set(12), px).tile(1, 0)
+        edge = np.concatenate([tile[0], tile[-1], tile[:, 0], tile[:, -1]])
+        assert (edge == edge[0]).all() == framed
