@@ -33,19 +33,19 @@ class Options2048(GameOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        largest = 2 ** min(MAX_KIND, self.reach)
+        largest = 2 ** min(MAX_KIND, self.size**2 + 1)
         if self.goal and (self.goal & (self.goal - 1) or not 8 <= self.goal <= largest):
             raise ValueError(f"goal = {self.goal}: must be 0 or a power of two from 8 to {largest} on this board")
 
     @property
-    def reach(self) -> int:
-        """The exponent of the largest tile that play could make on this board, if it had the kinds."""
-        return self.size**2 + 1
-
-    @property
     def num_kinds(self) -> int:
-        """The largest exponent; without a goal one more than play makes, so that any two equal tiles can merge."""
-        return self.goal.bit_length() - 1 if self.goal else min(MAX_KIND, self.reach + 1)
+        """The largest exponent: of the goal, or of what play can make; from 4x4 on `MAX_KIND`."""
+        return self.goal.bit_length() - 1 if self.goal else kinds_of(self.size)
+
+
+def kinds_of(size: int) -> int:
+    """The kinds of tiles on a board without a goal."""
+    return MAX_KIND if size > 3 else size**2 + 1
 
 
 @lru_cache(maxsize=1 << 17)
@@ -95,15 +95,15 @@ class Game2048(Game):
     def fit(cls, options: Mapping[str, Any], kinds: int) -> dict[str, Any]:
         """A tile set with few kinds gets a goal that the largest of them is."""
         size = options.get("size", 4)
-        if "goal" in options or not isinstance(size, int) or kinds >= min(MAX_KIND, size**2 + 2):
+        if "goal" in options or not isinstance(size, int) or kinds >= kinds_of(size):
             return dict(options)
         return {**options, "goal": max(8, 2**kinds)}
 
     def rules(self, names: Sequence[str]) -> str:
-        last = min(self.num_kinds, self.options.reach)
+        last = min(self.num_kinds, self.rows**2 + 1)
         order = ", ".join(names[1 : last + 1])
         goal = f"Make the tile {names[last]} to win." if self.options.goal else "Score as much as you can."
-        if not self.options.goal and last < self.options.reach:
+        if not self.options.goal and last < self.rows**2 + 1:
             goal = f"The last kind merges no more. {goal}"
         return (
             f"This is 2048 on a {self.rows}x{self.cols} board. A move slides every tile as far as it goes up, right, "
