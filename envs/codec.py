@@ -64,6 +64,7 @@ class Codec:
         game = task.new_game()
         self.rows, self.cols = game.rows, game.cols
         self.actions: ActionFormat = game.actions
+        self.listed = self.names[1:][: game.num_listed]
         self._rules = game.rules(self.names)
 
     def prompt(self) -> str:
@@ -72,7 +73,7 @@ class Codec:
             f"{self._rules}\n\n"
             f"First describe the board inside <perception></perception>: {self.rows} lines, one for each row from the "
             f"top, each with {self.cols} cells separated by |. A cell is {EMPTY} where it is empty, else one of: "
-            f"{', '.join(self.names[1:])}.\n"
+            f"{', '.join(self.listed)}.\n"
             "Then think inside <think></think>.\n"
             f"Last, give your move inside <answer></answer>: {self.actions.ask}. "
             "Rows and columns count from 0 at the top left."

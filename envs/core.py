@@ -71,6 +71,8 @@ class Game(ABC):
     """Whether an episode can go on for ever where there is no horizon."""
     num_alike: int = 1
     """Tiles of one kind on a board that have to be different photos of it, where the tiles are photos."""
+    num_listed: int | None = None
+    """The kinds that play can bring onto a board, which the prompt lists; None: all of them."""
 
     def __init__(self, options: GameOptions | None = None) -> None:
         self.options = options if options is not None else self.options_type()

@@ -86,6 +86,7 @@ class Game2048(Game):
         super().__init__(options)
         self.rows = self.cols = self.options.size
         self.num_kinds = self.options.num_kinds
+        self.num_listed = min(self.num_kinds, self.rows**2 + 1)
         self.actions = Choices("up", "right", "down", "left")
         self._flat = bytes(self.rows * self.cols)
         self._after: dict[int, tuple[bytes, int, int]] = {}  # of the board `_looked_at`: what each legal move makes
@@ -100,7 +101,7 @@ class Game2048(Game):
         return {**options, "goal": max(8, 2**kinds)}
 
     def rules(self, names: Sequence[str]) -> str:
-        last = min(self.num_kinds, self.rows**2 + 1)
+        last = self.num_listed or self.num_kinds
         order = ", ".join(names[1 : last + 1])
         goal = f"Make the tile {names[last]} to win." if self.options.goal else "Score as much as you can."
         if not self.options.goal and last < self.rows**2 + 1:

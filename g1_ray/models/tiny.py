@@ -57,7 +57,7 @@ def prompt_pieces(task: Task) -> list[str]:
     codec = Codec(task)
     text = codec.prompt()
     rules, blank, rest = text.partition("\n\n")
-    kinds = ", ".join(codec.names[1:])
+    kinds = ", ".join(codec.listed)
     used = ", ".join(codec.names[1 : task.new_game().num_kinds + 1])
     cut = rf"({re.escape(kinds)}|{re.escape(used)}|[0-9]+x[0-9]+|[0-9]+(?= lines| cells| matches))"
     return [rules, blank + rest, *filter(None, re.split(cut, text))]
