@@ -360,11 +360,11 @@ HOSTILE = [
 def test_hostile_answers_take_less_than_50_ms(name, text):
     codec, board = CODECS[name], board_of(name)
     best = float("inf")
-    for _ in range(3):  # the best of three: the machine may be busy
-        start = time.perf_counter()
+    for _ in range(3):  # of the processor, the best of three: the machine may be busy
+        start = time.process_time()
         answer = codec.read(text)
         codec.score_perception(answer.perception, board)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     assert answer.action is None
     assert best < 0.05
 
