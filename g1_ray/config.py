@@ -19,6 +19,7 @@ from envs.options import nearest
 from envs.registry import check_module
 from envs.rewards import reward_named
 from g1_ray.config_text import explain
+from g1_ray.files import read_json, read_text
 from g1_ray.grammar import key_value
 from g1_ray.models.find import model_path
 
@@ -264,7 +265,14 @@ class RunConfig(Section):
         names = [game.name for game in self.games]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"games: two are called {name!r}; give one of them another name")
+                last = len(names) - 1 - names[::-1].index(name)
+                raise ValueError(f"games: two are called {name!r}; give one of them a name: games.{last}.name=...")
+        for game in self.games if self.eval.runs and not self.eval.moves else ():
+            if not game.task().reasoning.horizon:  # an answer that is no legal move leaves a board as it is
+                raise ValueError(
+                    f"games: {game.name} with horizon = 0 never ends, and eval.moves = 0 plays whole episodes; "
+                    "give eval.moves or a horizon"
+                )
         if self.rollout.max_tokens >= self.engine.max_model_len:
             raise ValueError(
                 f"rollout.max_tokens = {self.rollout.max_tokens} leaves no room for a prompt; "
@@ -312,6 +320,7 @@ Schema = TypeVar("Schema", bound=Section)
 def load_section(schema: type[Schema], path: str | Path, overrides: Sequence[str] = ()) -> Schema:
     """What a file with overrides describes, by any schema. Raises `ValueError` of at most three lines."""
     values = _read(Path(path))
+    _check_kind(schema, values, path)
     for override in overrides:
         _override(values, override)
     try:
@@ -322,16 +331,33 @@ def load_section(schema: type[Schema], path: str | Path, overrides: Sequence[str
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        around = [str(file) for file in sorted(path.parent.glob("*.toml"))]
-        raise ValueError(f"{path}: there is no such file" + (nearest(str(path), around) if around else ""))
-    text = path.read_text()
+        if (path / "config.json").is_file():
+            raise ValueError(f"{path}: that is a folder; what it was made with is {path / 'config.json'}")
+        files = path if path.is_dir() else path.parent
+        around = [str(file) for file in sorted(files.glob("*.toml"))]
+        what = "that is a folder, give a file" if path.is_dir() else "there is no such file"
+        raise ValueError(f"{path}: {what}{nearest(str(path), around) if around else ', such as NAME.toml'}")
     try:
-        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        values = read_json(path) if path.suffix == ".json" else tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: no TOML: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a table of options")
     return values
+
+
+OF_ONE_KIND = {"train": ("rollout", "algorithm", "learner", "asynchrony"), "coldstart": ("sft", "teacher")}
+"""Command -> tables that only its configs have."""
+
+
+def _check_kind(schema: type[Section], values: Mapping[str, Any], path: str | Path) -> None:
+    """Raises `ValueError` where a config is another command's."""
+    for command, tables in OF_ONE_KIND.items():
+        found = [table for table in tables if table in values]
+        if found and not set(tables) & set(schema.model_fields):
+            raise ValueError(
+                f"{path}: it has the table {found[0]!r}, so it is for another command: g1-ray {command} {path}"
+            )
 
 
 def _override(values: dict[str, Any], override: str) -> None:

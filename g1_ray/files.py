@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -51,6 +52,56 @@ def steps_in(folder: Path) -> list[Path]:
     """What is called `step-N` in a folder, in the order of N."""
     found = [(int(m[1]), path) for path in folder.glob("step-*") if (m := re.fullmatch(r"step-(\d+)", path.name))]
     return [path for _, path in sorted(found)]
+
+
+def read_text(path: Path) -> str:
+    """A text file that somebody gave, in UTF-8 with or without a byte-order mark, with lines ended by any system.
+
+    Raises `ValueError` that names the file and its encoding, where it is another one.
+    """
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        wide = next((name for mark, name in WIDE.items() if data.startswith(mark)), "")
+        if not wide and b"\0" in data:
+            raise ValueError(f"{path}: expected text in UTF-8, and this is no text; give another file") from None
+        line = data.count(b"\n", 0, error.start) + 1
+        found = f"it is {wide}" if wide else f"byte {data[error.start]:#x} in line {line} is not: latin-1 perhaps"
+        raise ValueError(
+            f"{path}: expected text in UTF-8, and {found}.\n"
+            f"Save it as UTF-8, or convert it: iconv -f {wide or 'latin1'} -t UTF-8 {path} > NEW"
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+WIDE = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+"""Byte-order marks."""
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file that somebody gave. Raises `ValueError` that names the file."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: no JSON ({error})" if text.strip() else f"{path}: an empty file, no JSON") from None
+
+
+def check_writable(path: Path) -> None:
+    """Raises `ValueError` where no file or folder can be written there, before work is done that would be lost.
+
+    Nothing is left: what of the path is not there yet is not made.
+    """
+    place = path.expanduser().absolute()
+    folder = place if place.is_dir() else next(above for above in place.parents if above.exists())
+    try:
+        if place.is_file():
+            place.open("ab").close()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{path}: can't be written, {folder}: {error.strerror}; give another place") from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,9 +1,15 @@
 """`g1-ray`: parses the name of the command, and imports that command only."""
 
 import importlib
+import logging
+import os
 import sys
+import traceback
 from collections.abc import Callable
 
+from jobs.errors import VARIABLE, told
+
+log = logging.getLogger(__name__)
 COMMANDS = {
     "games": "list the games and their options, draw contact sheets",
     "play": "play a game in the terminal, by hand or by a player",
@@ -17,33 +23,67 @@ COMMANDS = {
     "report": "write a page that shows a run or an evaluation: curves, tables, rollouts board by board",
     "export": "hand rollouts and evaluations to other tools: data sets with pictures, inspect-ai",
     "bench": "measure the speed of the environments",
+    "doctor": "look at this machine and say what is missing, and what helps",
+    "completion": "print what makes a shell complete commands and options",
 }
+USAGE = """usage: g1-ray COMMAND [OPTIONS]; g1-ray COMMAND --help tells its options, g1-ray --version the version
+
+  g1-ray play 2048                                        # a game by hand, in the terminal
+  g1-ray evaluate --games shisen --players greedy oracle  # players side by side, with intervals
+  g1-ray train jobs/configs/quickstart.toml               # two games in one run, on a laptop
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: g1-ray COMMAND [OPTIONS]; g1-ray COMMAND --help tells its options\n")
+        print(USAGE)
         print("\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items()))
-        return 0 if argv else 2
+        return 0
+    if argv[0] == "--version":
+        print(version())
+        return 0
     if argv[0] not in COMMANDS:
         from envs.options import nearest
 
         print(f"g1-ray: unknown command {argv[0]!r}{nearest(argv[0], COMMANDS)}", file=sys.stderr)
         return 2
-    return run(argv[0], importlib.import_module(f"jobs.{argv[0]}").main, argv[1:])
+    name = argv[0]
+    return run(name, lambda its: int(importlib.import_module(f"jobs.{name}").main(its)), argv[1:])
+
+
+def version() -> str:
+    """Of g1_ray and of the Python that runs it."""
+    from importlib import metadata
+
+    try:
+        of = metadata.version("g1-ray")
+    except metadata.PackageNotFoundError:
+        of = "(not installed, run from its folder)"
+    return f"g1-ray {of}, Python {sys.version.split()[0]}"
 
 
 def run(name: str, main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
-    """Runs a command's main; what the user gave wrong is told in a few lines, all else keeps its traceback."""
+    """Runs a command's main, with the current folder on Python's path, for games and parts given as module:name.
+
+    What the user gave wrong is told in a few lines; all else keeps its traceback.
+    """
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
     try:
         return main(argv) or 0
-    except ValueError as error:
-        print(f"g1-ray {name}: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if os.environ.get(VARIABLE) not in (None, "", "0") or not (text := told(error)):
+            raise
+        log.info("%s", "".join(traceback.format_exception(error)))
+        print(f"g1-ray {name}: {text}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

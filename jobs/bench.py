@@ -1,6 +1,5 @@
 """Speed of the environments on one core, each figure beside `np.copyto` of equal bytes measured in the same run."""
 
-import argparse
 import os
 import platform
 import time
@@ -14,19 +13,27 @@ from PIL import Image
 from envs import State, Task, VLMGymEnv, VLMGymVectorEnv
 from envs.drawing import Renderer
 from envs.players import random_legal
-from g1_ray.files import write_json
+from g1_ray.files import check_writable, write_json
 from g1_ray.seeds import seed_of
+from jobs.options import Parser
 
 Row = dict[str, Any]
 STEPS = 4000
 
 
-def main(argv: list[str] | None = None) -> int:
-    """`g1-ray bench envs`."""
-    parser = argparse.ArgumentParser(prog="g1-ray bench", description=__doc__)
+def options() -> Parser:
+    """What the command takes."""
+    parser = Parser("bench", __doc__)
     parser.add_argument("what", choices=["envs"], help="what to measure")
     parser.add_argument("--json", metavar="FILE", help="also write the figures there")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`g1-ray bench envs`."""
+    args = options().parse_args(argv)
+    if args.json:
+        check_writable(Path(args.json))
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     per_case = (frame, steps, vector, pixel_values)
@@ -204,4 +211,6 @@ def pixel_values(name: str, task: Task) -> Row | None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from jobs.__main__ import run
+
+    raise SystemExit(run("bench", main))

@@ -1,29 +1,36 @@
 """Perception-enhanced cold start: make a data set of a teacher's answers and fine-tune a model on it."""
 
-import argparse
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from g1_ray.coldstart.config import ColdstartConfig, LessonConfig, load_coldstart
 from g1_ray.files import write_text
 from g1_ray.logs import start_logging
-from jobs.options import add_config_options
+from jobs.options import Parser, add_config_options
 
 if TYPE_CHECKING:
+    from g1_ray.coldstart.config import ColdstartConfig, LessonConfig
     from g1_ray.coldstart.examples import Example
     from g1_ray.coldstart.sft import Trainer
 
 
-def main(argv: list[str] | None = None) -> int:
-    """`g1-ray coldstart`."""
-    parser = argparse.ArgumentParser(prog="g1-ray coldstart", description=__doc__)
+def options() -> Parser:
+    """What the command takes."""
+    parser = Parser("coldstart", __doc__)
     add_config_options(parser, "jobs/configs/coldstart.toml", "sft.batch_size=32")
     parser.add_argument("--dry-run", action="store_true", help="print the config as resolved and stop")
     parser.add_argument("--data-only", action="store_true", help="make the data set and stop")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
-    args = parser.parse_intermixed_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`g1-ray coldstart`."""
+    args = options().parse_intermixed_args(argv)
+
+    from g1_ray.coldstart.config import load_coldstart
+
     config = load_coldstart(args.config, args.overrides)
     if args.dry_run:
         print(config.model_dump_json(indent=2))
@@ -43,12 +50,12 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def data_of(config: ColdstartConfig, game: LessonConfig) -> Path:
+def data_of(config: "ColdstartConfig", game: "LessonConfig") -> Path:
     """Where the examples of a game are."""
     return config.folder / "data" / f"{game.name}.parquet"
 
 
-def make_data(config: ColdstartConfig, game: LessonConfig) -> None:
+def make_data(config: "ColdstartConfig", game: "LessonConfig") -> None:
     """Writes the examples of a game, unless they are there."""
     from g1_ray.coldstart.dataset import write_dataset
     from g1_ray.coldstart.examples import Maker, make_examples
@@ -65,7 +72,7 @@ def make_data(config: ColdstartConfig, game: LessonConfig) -> None:
 
 
 def fine_tune(
-    config: ColdstartConfig, examples_of: "Callable[[LessonConfig], list[Example]]", show: Callable[[str], None]
+    config: "ColdstartConfig", examples_of: "Callable[[LessonConfig], list[Example]]", show: Callable[[str], None]
 ) -> "Trainer":
     """Trains on every game's examples, from the start or from where that was stopped; the trained model."""
     from g1_ray.coldstart.sft import Trainer, fit, last_checkpoint, make_lot
@@ -83,7 +90,7 @@ def fine_tune(
     return trainer
 
 
-def num_steps(config: ColdstartConfig, shares: Sequence[float]) -> int:
+def num_steps(config: "ColdstartConfig", shares: Sequence[float]) -> int:
     """Optimizer steps: as given, or as many as it takes to go through every game's examples often enough."""
     if config.sft.steps:
         return config.sft.steps

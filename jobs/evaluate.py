@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envs import Task
-from jobs.options import check_numbers
+from envs.options import nearest
+from jobs.options import Parser, check_numbers
 
 if TYPE_CHECKING:
     from g1_ray.config import GameConfig
@@ -22,10 +23,9 @@ EPILOG = """players: uniform, random-legal, greedy, oracle, teacher; human:FILE 
 games: 2048, shisen, ..., with options of either axis: small=2048?size=3&tiles=numbers  swap?reasoning=2&noise=0.3"""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """`g1-ray evaluate`."""
-    parser = argparse.ArgumentParser(prog="g1-ray evaluate", description=__doc__, epilog=EPILOG,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+def options() -> Parser:
+    """What the command takes."""
+    parser = Parser("evaluate", __doc__, EPILOG)
     parser.add_argument("--games", nargs="+", default=[], metavar="GAME", help="default: all")
     parser.add_argument("--players", nargs="+", default=["uniform", "random-legal", "greedy", "oracle"],
                         metavar="PLAYER", help="default: the four classic players")  # fmt: skip
@@ -43,7 +43,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--lab", type=int, default=0, metavar="STATES", help="with models: ask about so many states "
                         "under interventions, to see whether seeing or thinking holds them back")  # fmt: skip
     parser.add_argument("--address", default="", help="Ray cluster to join (default: RAY_ADDRESS, else a local one)")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`g1-ray evaluate`."""
+    args = options().parse_args(argv)
     check_numbers(args, runs=1, moves=0, seed=0, lab=0)
     if args.clips and not args.out:
         raise ValueError("--clips needs --out")
@@ -61,14 +66,15 @@ def main(argv: list[str] | None = None) -> int:
     players = [parse_player(text) for text in args.players]
     for player in players:
         player.check()
-    if args.against and args.against not in [player.name for player in players]:
-        raise ValueError(f"--against {args.against}: no such player; {', '.join(player.name for player in players)}")
+    names = [player.name for player in players]
+    if args.against and args.against not in names:
+        raise ValueError(f"--against {args.against}: none of --players{nearest(args.against, names)}")
     if args.lab and not any(player.in_lab for player in players):
         raise ValueError("--lab is for models that are loaded here; there is none among --players")
     if args.grid:
         games = [variant for game in games for variant in variants(game)]
     entries = [Entry(game, player) for game in games for player in players]
-    with tempfile.TemporaryDirectory() as nowhere:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as nowhere:  # processes may still write their logs
         out = Path(args.out or nowhere)
         evaluation = Evaluation.open(out, entries, Protocol(args.runs, args.moves, args.seed), args.lab)
         start_logging("evaluate", out)

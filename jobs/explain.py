@@ -1,11 +1,11 @@
 """Explain rewards: the moves of a board, what became of an answer, and how a group's returns turned into advantages."""
 
-import argparse
 import importlib.util
 import sys
 from pathlib import Path
 
-from jobs.options import add_task_options, check_numbers, task_of
+from g1_ray.files import read_text
+from jobs.options import Parser, add_task_options, check_numbers, task_of
 
 WHAT = """what to explain:
   GAME                           a board, by --seed, --moves and the options of its task, and with --answer an answer
@@ -14,11 +14,9 @@ WHAT = """what to explain:
 """
 
 
-def main(argv: list[str] | None = None) -> int:
-    """`g1-ray explain WHAT`."""
-    parser = argparse.ArgumentParser(
-        prog="g1-ray explain", description=__doc__, epilog=WHAT, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def options() -> Parser:
+    """What the command takes."""
+    parser = Parser("explain", __doc__, WHAT)
     parser.add_argument("what", help="GAME, RUN:GROUP or RUN:GAME/PLAYER/SEED/MOVE")
     add_task_options(parser)
     parser.add_argument("--seed", type=int, default=0, help="which board (default 0)")
@@ -27,7 +25,12 @@ def main(argv: list[str] | None = None) -> int:
     answer = parser.add_mutually_exclusive_group()
     answer.add_argument("--answer", metavar="TEXT", help="an answer to that board, whole")
     answer.add_argument("--answer-file", metavar="FILE", help="a file with one; - for the standard input")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`g1-ray explain WHAT`."""
+    args = options().parse_args(argv)
     folder, _, part = args.what.partition(":")
     if part and Path(folder).is_dir():
         print(explain_run(Path(folder), part))
@@ -65,9 +68,7 @@ def read(path: str) -> str:
     """The text of a file, or of the standard input."""
     if path == "-":
         return sys.stdin.read()
-    if not Path(path).exists():
-        raise ValueError(f"--answer-file {path}: there is no such file")
-    return Path(path).read_text()
+    return read_text(Path(path))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """List the games and their options; draw contact sheets of their difficulties; write their pages."""
 
-import argparse
 import dataclasses
 from pathlib import Path
 
@@ -9,24 +8,33 @@ from PIL import Image, ImageDraw, ImageFont
 from envs import Codec, GameSpec, Perception, State, Task, game_names, game_spec
 from envs.options import Options, bounds
 from envs.task import PERCEPTION_LEVELS
+from g1_ray.files import check_writable
+from jobs.options import Parser
 
 _CELL, _GAP, _HEAD, _LEVELS = 196, 10, 26, 150  # _LEVELS: what each level of perception changes
 _INK, _PAPER = (30, 32, 38), (250, 250, 248)
 _SHOWN_SETS = ("numbers", "colors", "shapes", "glyphs", "photos")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """`g1-ray games`."""
-    parser = argparse.ArgumentParser(prog="g1-ray games", description=__doc__)
+def options() -> Parser:
+    """What the command takes."""
+    parser = Parser("games", __doc__)
     parser.add_argument("name", nargs="?", help="one game; all when left out")
     parser.add_argument("--sheet", metavar="PNG", help="draw the game's difficulties into a file")
     parser.add_argument("--docs", metavar="FOLDER", help="write a page and a sheet for every game")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`g1-ray games`."""
+    args = options().parse_args(argv)
     if args.sheet and not args.name:
         raise ValueError("--sheet needs the name of a game")
     if args.docs:
+        check_writable(Path(args.docs))
         write_docs(Path(args.docs))
     elif args.sheet:
+        check_writable(Path(args.sheet))
         Path(args.sheet).parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(game_spec(args.name)).save(args.sheet)
         print(f"wrote {args.sheet}")
@@ -145,4 +153,6 @@ Perception options and levels are the same for every game: `g1-ray games`.
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from jobs.__main__ import run
+
+    raise SystemExit(run("games", main))

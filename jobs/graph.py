@@ -1,15 +1,18 @@
 """Print the two graphs of a run, call by call, and where its parts are placed. Nothing is started."""
 
-import argparse
+from jobs.options import Parser, add_config_options
 
-from jobs.options import add_config_options
+
+def options() -> Parser:
+    """What the command takes."""
+    parser = Parser("graph", __doc__)
+    add_config_options(parser, "jobs/configs/quickstart.toml", "learner.num_ranks=2")
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """`g1-ray graph`."""
-    parser = argparse.ArgumentParser(prog="g1-ray graph", description=__doc__)
-    add_config_options(parser, "jobs/configs/quickstart.toml", "learner.num_ranks=2")
-    args = parser.parse_args(argv)
+    args = options().parse_intermixed_args(argv)
 
     from g1_ray.config import load_config
 

@@ -1,9 +1,28 @@
 """Command-line options that several commands share."""
 
 import argparse
+from typing import NoReturn
 
 from envs import Perception, Task, game_spec
+from envs.options import nearest
 from g1_ray.grammar import parse_axis
+
+
+class Parser(argparse.ArgumentParser):
+    """A command's options. What is given wrong is a `ValueError` of one line, like all that a user gives."""
+
+    def __init__(self, command: str, description: str | None, epilog: str | None = None) -> None:
+        form = argparse.RawDescriptionHelpFormatter if epilog else argparse.HelpFormatter
+        super().__init__(f"g1-ray {command}", description=description, epilog=epilog, formatter_class=form)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises `ValueError`."""
+        what, _, given = message.partition(": ")
+        if what == "unrecognized arguments" and given.startswith("-"):
+            option = given.split()[0].partition("=")[0]
+            message = f"unknown option {option!r}{nearest(option, self._option_string_actions)}"
+            raise ValueError(message)
+        raise ValueError(message if "choose from" in message else f"{message}; {self.prog} --help tells more")
 
 
 def add_task_options(parser: argparse.ArgumentParser) -> None:

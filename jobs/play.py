@@ -1,6 +1,5 @@
 """Play a game in the terminal, by hand or watching a player; save the run as a clip or as a player's moves."""
 
-import argparse
 import asyncio
 import contextlib
 import os
@@ -16,7 +15,8 @@ import numpy as np
 
 from envs import PLAYERS, Codec, Task
 from envs.core import Game
-from jobs.options import add_task_options, check_numbers, task_of
+from g1_ray.files import check_writable
+from jobs.options import Parser, add_task_options, check_numbers, task_of
 
 if TYPE_CHECKING:
     from g1_ray.evaluation.play import Move, Question, Reply, Run
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from g1_ray.evaluation.screen import Screen
 
 
-def main(argv: list[str] | None = None) -> int:
-    """`g1-ray play NAME`."""
-    parser = argparse.ArgumentParser(prog="g1-ray play", description=__doc__)
+def options() -> Parser:
+    """What the command takes."""
+    parser = Parser("play", __doc__)
     parser.add_argument("name", help="the game: see g1-ray games")
     add_task_options(parser)
     parser.add_argument("--player", default="", help="who plays, any that g1-ray evaluate takes: oracle, "
@@ -39,13 +39,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--save", action="append", default=[], metavar="FILE",
                         help="write the run as .webp, .gif or .mp4; or add it to a .parquet that g1-ray evaluate plays "
                         "as human:FILE")  # fmt: skip
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`g1-ray play NAME`."""
+    args = options().parse_args(argv)
 
     from g1_ray.evaluation.clips import ENDINGS, save_clip
 
     for file in args.save:
         if not file.lower().endswith((*ENDINGS, ".parquet")):
             raise ValueError(f"--save {file}: clips are {', '.join(ENDINGS)} files, moves a .parquet file")
+        check_writable(Path(file))
     check_numbers(args, seed=0, moves=0, pause=0)
     task = task_of(args.name, args.preset, args.reasoning, args.perception)
     if args.player and not args.moves and not task.reasoning.horizon and task.new_game().endless:
@@ -148,4 +154,6 @@ def by_hand(task: Task, args: argparse.Namespace) -> tuple[str, "Run"]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from jobs.__main__ import run
+
+    raise SystemExit(run("play", main))

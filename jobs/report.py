@@ -3,25 +3,32 @@
 Of several, their curves and tables side by side.
 """
 
-import argparse
+from pathlib import Path
 
-from jobs.options import check_numbers
+from g1_ray.files import check_writable
+from jobs.options import Parser, check_numbers
 
 
-def main(argv: list[str] | None = None) -> int:
-    """`g1-ray report FOLDER ...`."""
-    parser = argparse.ArgumentParser(prog="g1-ray report", description=__doc__)
+def options() -> Parser:
+    """What the command takes."""
+    parser = Parser("report", __doc__)
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="a training run (runs/NAME) or an evaluation")
     parser.add_argument("--out", default="", metavar="FILE", help="the page (default: FOLDER/report.html; of several "
                         "folders comparison.html beside the first)")  # fmt: skip
     parser.add_argument("--rollouts", type=int, default=10_000, metavar="N", help="most rollouts on the page, drawn "
                         "evenly (default 10000)")  # fmt: skip
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one a core)")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`g1-ray report FOLDER ...`."""
+    args = options().parse_args(argv)
     check_numbers(args, rollouts=1, workers=0)
 
     from g1_ray.report.write import write_comparison, write_report
 
+    check_writable(Path(args.out or args.folders[0]))
     if len(args.folders) > 1:
         path = write_comparison(args.folders, args.out)
     else:

@@ -4,11 +4,14 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from envs import PLAYERS
-from g1_ray.coldstart.config import ColdstartConfig, LessonConfig, load_coldstart
 from g1_ray.files import write_json
-from jobs.options import check_numbers
+from jobs.options import Parser, check_numbers
+
+if TYPE_CHECKING:
+    from g1_ray.coldstart.config import ColdstartConfig, LessonConfig
 
 MODELS = ("tiny-base", "tiny-coldstart")
 CONFIGS = Path(__file__).parent / "configs"
@@ -16,10 +19,10 @@ MAX_TOKENS = 200
 """Longest answer where models are measured; the workings of the tiny models' games are shorter."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """`g1-ray tiny`."""
+def options() -> Parser:
+    """What the command takes."""
     names = [game.name for game in config_of("tiny-base").games]
-    parser = argparse.ArgumentParser(prog="g1-ray tiny", description=__doc__)
+    parser = Parser("tiny", __doc__)
     parser.add_argument("out", help="folder to write: an untrained model, or with --train a folder for each of the two")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the examples (default 0)")
     parser.add_argument("--train", action="store_true", help="make OUT/tiny-base and OUT/tiny-coldstart")
@@ -28,7 +31,12 @@ def main(argv: list[str] | None = None) -> int:
         "--measure", type=int, default=0, metavar="N", help="instead: evaluate both, with N states in the lab"
     )
     parser.add_argument("--scale", type=float, default=1.0, help="with --train: times as many steps and examples")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`g1-ray tiny`."""
+    args = options().parse_args(argv)
     check_numbers(args, seed=0)
     if not args.scale > 0:
         raise ValueError(f"--scale {args.scale}: must be above 0")
@@ -48,12 +56,14 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def config_of(name: str) -> ColdstartConfig:
+def config_of(name: str) -> "ColdstartConfig":
     """How a model is made; what it starts from is put in later."""
+    from g1_ray.coldstart.config import load_coldstart
+
     return load_coldstart(CONFIGS / f"coldstart-{name}.toml", ["model=tiny-base"])
 
 
-def recipe(name: str, args: argparse.Namespace) -> ColdstartConfig:
+def recipe(name: str, args: argparse.Namespace) -> "ColdstartConfig":
     """The same by the command line: with fewer games, with more or fewer examples and steps."""
     config = config_of(name)
     games = tuple(
@@ -69,7 +79,7 @@ def recipe(name: str, args: argparse.Namespace) -> ColdstartConfig:
     return config.model_copy(update={**about, "games": games, "sft": sft})
 
 
-def train(config: ColdstartConfig, out: Path, args: argparse.Namespace) -> None:
+def train(config: "ColdstartConfig", out: Path, args: argparse.Namespace) -> None:
     """Trains OUT/<name> from the untrained model, or goes on where that was stopped."""
     from g1_ray.coldstart.examples import Example, Maker, make_examples
     from g1_ray.models.tiny import ship
@@ -77,7 +87,7 @@ def train(config: ColdstartConfig, out: Path, args: argparse.Namespace) -> None:
 
     began, name = time.monotonic(), config.name
 
-    def examples_of(game: LessonConfig) -> list[Example]:
+    def examples_of(game: "LessonConfig") -> list[Example]:
         examples = list(make_examples(Maker(game, config.teacher, config.seed), game.examples))
         print(f"{name}: {len(examples)} examples of {game.name}, {time.monotonic() - began:.0f} s", flush=True)
         return examples
@@ -95,7 +105,7 @@ def train(config: ColdstartConfig, out: Path, args: argparse.Namespace) -> None:
     print(f"wrote {out / name}, {time.monotonic() - began:.0f} s", flush=True)
 
 
-def measure(out: Path, games: Sequence[LessonConfig], num: int) -> None:
+def measure(out: Path, games: "Sequence[LessonConfig]", num: int) -> None:
     """Evaluates the two models beside the players, and asks the models about `num` states in the lab."""
     from jobs.evaluate import main as evaluate
 

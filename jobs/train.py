@@ -1,6 +1,5 @@
 """Train a vision-language model on the games of a config, from start to table: rollouts, steps, evaluation, report."""
 
-import argparse
 import itertools
 import shutil
 import signal
@@ -10,16 +9,16 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.options import add_config_options
+from jobs.options import Parser, add_config_options
 
 if TYPE_CHECKING:
     from g1_ray.config import RunConfig
     from g1_ray.evaluation.evaluation import Evaluation
 
 
-def main(argv: list[str] | None = None) -> int:
-    """`g1-ray train`."""
-    parser = argparse.ArgumentParser(prog="g1-ray train", description=__doc__)
+def options() -> Parser:
+    """What the command takes."""
+    parser = Parser("train", __doc__)
     add_config_options(parser, "jobs/configs/quickstart.toml", "optimizer.lr=1e-5 games.0.ratio=2")
     parser.add_argument("--dry-run", action="store_true", help="say what would run, what it needs, and whether it fits")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run's folder")
@@ -27,7 +26,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cluster", default="", metavar="YAML", help="its file, where it grows: what it may grow to")
     parser.add_argument("--assume", default="", metavar="GPUS", help="with --dry-run: GPUs that are not there, such "
                         "as 1x24GB, or 8x80GB,4x24GB for two nodes")  # fmt: skip
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`g1-ray train`."""
+    args = options().parse_intermixed_args(argv)
     if args.assume and (args.cluster or not args.dry_run):
         raise ValueError(f"--assume {args.assume}: goes with --dry-run, and without --cluster")
 

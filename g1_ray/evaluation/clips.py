@@ -54,7 +54,7 @@ def _save_mp4(frames: list[Image.Image], path: Path, frame_ms: int) -> None:
     try:
         import av
     except ImportError:
-        raise ValueError(f"{path.name}: mp4 clips need PyAV: pip install 'g1-ray[export]', or save a .webp") from None
+        raise ValueError(f"{path.name}: mp4 clips need PyAV: pip install -e '.[export]', or save a .webp") from None
 
     width, height = (side + side % 2 for side in frames[0].size)
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as file:

@@ -125,7 +125,8 @@ def _check(entries: Sequence[Entry], protocol: Protocol) -> None:
             raise ValueError(f"two players are called {key[1]!r} on {key[0]}; give one another name: NAME=PLAYER")
     for entry in entries:
         game = entry.game.task().new_game()
-        if not protocol.moves and game.endless and not game.options.horizon:
+        endless = game.endless or isinstance(entry.player, Asked)  # who may answer with no legal move for ever
+        if not protocol.moves and endless and not game.options.horizon:
             raise ValueError(f"{entry.game.name} with horizon=0 never ends: give moves or a horizon")
 
 

@@ -7,7 +7,6 @@ table.md, results.json, results.parquet, lab.json
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 from g1_ray.evaluation.job import Answered, Entry, Key
 from g1_ray.evaluation.moves import file_name, read_runs, write_moves
 from g1_ray.evaluation.play import Reply, Run
-from g1_ray.files import Journal, read_lines, write_json
+from g1_ray.files import Journal, read_json, read_lines, write_json
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class EvaluationFolder:
         self.path = path
         now = _describe(entries, protocol)
         if (path / "config.json").is_file():
-            now = _joined(path, json.loads((path / "config.json").read_text()), now)
+            now = _joined(path, read_json(path / "config.json"), now)
         write_json(path / "config.json", now)
         self._replies = Journal(path / "replies.jsonl")
 

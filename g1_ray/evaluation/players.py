@@ -138,6 +138,11 @@ class Human(Chooser):
             raise ValueError(f"what = {self.what!r}: no such file; g1-ray play GAME --save FILE.parquet makes one")
         return self
 
+    def check(self) -> None:
+        from g1_ray.evaluation.moves import read_runs
+
+        read_runs(Path(self.what))
+
     def choose(self, task: Task, seed: int) -> Choose:
         """Plays the run again. Raises `ValueError` where there is none, or the boards are other ones."""
         from g1_ray.evaluation.moves import read_runs

@@ -4,7 +4,6 @@ Everything is told as plain text. Nothing is judged anew: moves are played on fo
 same `Codec` and rewards that training uses, and what a run has on disk is set beside it.
 """
 
-import json
 import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from envs.core import Board, Game
 from envs.env import board_text
 from envs.rewards import reward_named
 from g1_ray.config import REWARD_PARTS, AlgorithmConfig, RewardConfig
+from g1_ray.files import read_json
 from g1_ray.learner.samples import group_advantages
 from g1_ray.rollout.judge import judge
 from g1_ray.tables import aligned
@@ -218,7 +218,7 @@ def explain_group(folder: Path, number: int) -> str:
 
     fates = [fate for fate in RunFolder(folder).ledger() if fate.group == number]
     rows = rows_of_group(folder, number, "".join(f"it was {fate.fate}: {fate.reason}" for fate in fates))
-    settings = json.loads((folder / "config.json").read_text())
+    settings = read_json(folder / "config.json")
     weights = RewardConfig.model_validate(settings["reward"])
     algorithm = AlgorithmConfig.model_validate(settings["algorithm"])
     reward = reward_in(folder, rows[0]["game"])

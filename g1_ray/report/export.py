@@ -85,7 +85,7 @@ def export_inspect(folder: Path, out: Path, limit: int = 0) -> dict[Path, int]:
     try:
         from inspect_ai.log import write_eval_log
     except ImportError:
-        raise ValueError("--to inspect needs inspect-ai: pip install 'g1-ray[export]'") from None
+        raise ValueError("--to inspect needs inspect-ai: pip install -e '.[export]'") from None
     from g1_ray.evaluation.moves import read_runs
 
     files, samples = moves_in(folder), dict[Path, int]()

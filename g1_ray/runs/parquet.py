@@ -25,8 +25,11 @@ def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> i
 
 
 def check_columns(path: Path, names: Iterable[str], fix: str) -> None:
-    """Raises `ValueError`, with the `fix`, where a file lacks one of the columns."""
-    missing = sorted(set(names) - set(pq.read_schema(path).names))
+    """Raises `ValueError`, with the `fix`, where a file is no parquet, or lacks one of the columns."""
+    try:
+        missing = sorted(set(names) - set(pq.read_schema(path).names))
+    except pa.ArrowInvalid:
+        raise ValueError(f"{path}: no parquet file, or a broken one; {fix}") from None
     if missing:
         raise ValueError(f"{path}: no column {missing[0]!r}; {fix}")
 

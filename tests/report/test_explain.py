@@ -359,7 +359,7 @@ def test_the_command_explains_a_board_and_an_answer(tmp_path, capsys):
         (["{evaluation}:2048/oracle/3/4"], "has no move 4 of seed 3; there are seeds 3 to 3, up to 4 moves of each"),
         (["2048", "--moves", "up,lft"], "'lft', is no move"),
         (["2048", "--reward", "scor"], "did you mean 'score'"),
-        (["2048", "--answer-file", "nowhere.txt"], "there is no such file"),
+        (["2048", "--answer-file", "nowhere.txt"], "nowhere.txt: No such file"),
         (["2048", "--seed", "-1"], "must be 0 or more"),
     ],
 )
