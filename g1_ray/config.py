@@ -7,7 +7,6 @@ the file or override, the key, the value and what is allowed.
 import importlib.util
 import json
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -15,13 +14,11 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from envs import Task
-from envs.options import nearest
 from envs.registry import check_module
 from envs.rewards import reward_named
+from g1_ray.config_file import override_in, read_table
 from g1_ray.config_text import explain
-from g1_ray.files import read_json, read_text
-from g1_ray.grammar import key_value
-from g1_ray.models.find import model_path
+from g1_ray.models.find import is_coldstart, model_path
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 """What names look like: they become folders and parts of the names of metrics."""
@@ -219,7 +216,7 @@ class EvalConfig(Section):
     runs: int = Field(10, ge=0, description="runs of each player (paper: 10); 0: no evaluation")
     moves: int = Field(100, ge=0, description="moves a run (paper: 100); 0: whole episodes")
     seed: int = Field(1_000_000, ge=0, description="of the first run; training never sees it")
-    label: str = Field("", description="what the trained model is called in the table; default: the run's name")
+    label: str = Field("", description="what the trained model is called; default: G1 after a cold start, else G0")
     baselines: dict[str, str] = Field({}, description="models that the trained one is compared with: name = path")
     engine: Literal[""] | EngineName = Field("", description="who answers; default: engine.kind")
     timeout_s: float = Field(3600.0, gt=0, description="longest wait for news of a player")
@@ -262,6 +259,9 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
+        if not self.eval.label:
+            label = "G1" if is_coldstart(self.model.path) else "G0"
+            object.__setattr__(self, "eval", self.eval.model_copy(update={"label": label}))
         names = [game.name for game in self.games]
         for name in names:
             if names.count(name) > 1:
@@ -298,6 +298,11 @@ class RunConfig(Section):
         """The run folder."""
         return Path(self.out).expanduser() / self.name
 
+    @property
+    def before(self) -> str:
+        """What the model that the run started from is called among the baselines; '' where it is none of them."""
+        return next((name for name, path in self.eval.baselines.items() if path == self.model.path), "")
+
     def to_json(self) -> str:
         """The run as resolved, every default filled in; `load_config` reads it again."""
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
@@ -319,31 +324,14 @@ Schema = TypeVar("Schema", bound=Section)
 
 def load_section(schema: type[Schema], path: str | Path, overrides: Sequence[str] = ()) -> Schema:
     """What a file with overrides describes, by any schema. Raises `ValueError` of at most three lines."""
-    values = _read(Path(path))
+    values = read_table(Path(path))
     _check_kind(schema, values, path)
     for override in overrides:
-        _override(values, override)
+        override_in(values, override)
     try:
         return schema.model_validate(values)
     except ValidationError as error:
         raise ValueError(explain(error, schema, str(path), overrides)) from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        if (path / "config.json").is_file():
-            raise ValueError(f"{path}: that is a folder; what it was made with is {path / 'config.json'}")
-        files = path if path.is_dir() else path.parent
-        around = [str(file) for file in sorted(files.glob("*.toml"))]
-        what = "that is a folder, give a file" if path.is_dir() else "there is no such file"
-        raise ValueError(f"{path}: {what}{nearest(str(path), around) if around else ', such as NAME.toml'}")
-    try:
-        values = read_json(path) if path.suffix == ".json" else tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path}: no TOML: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a table of options")
-    return values
 
 
 OF_ONE_KIND = {"train": ("rollout", "algorithm", "learner", "asynchrony"), "coldstart": ("sft", "teacher")}
@@ -358,39 +346,6 @@ def _check_kind(schema: type[Section], values: Mapping[str, Any], path: str | Pa
             raise ValueError(
                 f"{path}: it has the table {found[0]!r}, so it is for another command: g1-ray {command} {path}"
             )
-
-
-def _override(values: dict[str, Any], override: str) -> None:
-    """Puts the value of `a.b.0.c=value` where it belongs."""
-    key, text = key_value(override, "key=value, such as learner.num_ranks=2")
-    parts = key.split(".")
-    if not all(parts):
-        raise ValueError(f"{override!r}: expected key=value, such as learner.num_ranks=2")
-    place: Any = values
-    for depth, part in enumerate(parts):
-        above, slot = ".".join(parts[:depth]), part  # type: str, int | str
-        if isinstance(place, list):
-            if not part.isdecimal() or int(part) >= len(place):
-                raise ValueError(f"{override!r}: {above} has {len(place)} entries, counted from 0")
-            slot = int(part)
-        elif not isinstance(place, dict):
-            raise ValueError(f"{override!r}: {above} = {place!r} is not a table; give all of it: {above}={{...}}")
-        if depth == len(parts) - 1:
-            place[slot] = _value(text.strip(), override)
-        elif isinstance(place, dict) and place.get(part) is None:
-            place[part] = {}
-        if depth < len(parts) - 1:
-            place = place[slot]
-
-
-def _value(text: str, override: str) -> Any:
-    """A TOML value, or else plain text."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        if text[:1] in tuple("[{\"'"):
-            raise ValueError(f"{override!r}: {text} is not a TOML value; lists are [1, 2], tables {{a = 1}}") from None
-        return text
 
 
 def check_software(config: RunConfig) -> None:

@@ -23,6 +23,8 @@ EXTRAS = {
     ),
     "vllm": ("vllm",),
     "wandb": ("wandb",),
+    "trackio": ("trackio",),
+    "mlflow": ("mlflow",),
     "export": ("datasets", "inspect_ai", "av"),
 }  # fmt: skip
 """Extra of pyproject.toml -> modules that come with it."""

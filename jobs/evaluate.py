@@ -2,7 +2,6 @@
 
 import argparse
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
     from g1_ray.evaluation.evaluation import Evaluation
     from g1_ray.evaluation.job import Entry
 
-SECONDS_BETWEEN_LINES = 15.0
-"""Where there is no terminal."""
 EPILOG = """players: uniform, random-legal, greedy, oracle, teacher; human:FILE (g1-ray play --save FILE.parquet);
   a model's folder, name or run; an endpoint's URL. Each may have a name and options:
   cold=tiny-coldstart?temperature=0  runs/demo?engine.kind=vllm  gpt=https://host/v1?model=NAME&key_env=API_KEY
@@ -91,43 +88,30 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class Show:
-    """Says how it is going: a bar on a terminal, else a line for whoever is done, and now and then one between."""
+    """Says how an evaluation is going: the moves that are made, of how many, the time left, and who is done."""
 
     def __init__(self, evaluation: "Evaluation") -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from g1_ray.runs.progress import Count
 
-        self.evaluation, self.begun = evaluation, time.monotonic()
-        self.told = self.begun
-        kept = sum(map(evaluation.is_over, evaluation.entries))
-        if kept:
+        self.evaluation = evaluation
+        if kept := sum(map(evaluation.is_over, evaluation.entries)):
             print(f"{kept} of {len(evaluation.entries)} lines of the table are there", flush=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("runs"))
-        self.bar = Progress(*columns, TimeElapsedColumn(), transient=True)
-        runs = len(evaluation.entries) * evaluation.protocol.runs
-        self.task = self.bar.add_task("playing", total=runs)
-        self.live = self.bar.console.is_terminal
+        done, total = evaluation.progress()
+        self.count = Count("moves", total, done)
 
     def __enter__(self) -> "Show":
-        if self.live:
-            self.bar.start()
+        self.count.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.bar.stop()
+        self.count.__exit__(*error)
 
     def __call__(self, entry: "Entry | None") -> None:
         """Hears of every piece of news, and of the entry that is over with it, if one is."""
-        evaluation, now = self.evaluation, time.monotonic()
-        runs = sum(len(evaluation.runs.get(entry.key, ())) for entry in evaluation.entries)
-        answers = f"{evaluation.num_answers:,} answers" if evaluation.num_answers else "playing"
-        if self.live:
-            self.bar.update(self.task, completed=runs, description=answers)
-            return
-        if entry is not None or now - self.told > SECONDS_BETWEEN_LINES:
-            self.told = now
-            done = sum(map(evaluation.is_over, evaluation.entries))
-            what = " ".join(entry.key) if entry else f"{runs} runs, {answers}"
-            print(f"{done}/{len(evaluation.entries)}  {now - self.begun:4.0f} s  {what}", flush=True)
+        evaluation = self.evaluation
+        over = sum(map(evaluation.is_over, evaluation.entries)) if entry else 0
+        about = f"{' '.join(entry.key)} is done, {over} of {len(evaluation.entries)}" if entry else ""
+        self.count(evaluation.progress()[0], about)
 
 
 def is_the_papers(game: "GameConfig") -> bool:

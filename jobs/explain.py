@@ -39,13 +39,13 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"{args.what}: {folder!r} is neither a folder nor a module; give GAME, RUN:GROUP or "
                          "RUN:GAME/PLAYER/SEED/MOVE")  # fmt: skip
     check_numbers(args, seed=0)
+    text = args.answer if args.answer_file is None else read(args.answer_file)
 
     from g1_ray.report.explain import explain_answer, explain_state, play_moves
 
     task = task_of(args.what, args.preset, args.reasoning, args.perception)
     state, played = play_moves(task, args.seed, args.moves, args.reward)
     print(*([played, ""] if played else []), explain_state(state, args.reward), sep="\n")
-    text = args.answer if args.answer_file is None else read(args.answer_file)
     if text is not None:
         print(f"\n{explain_answer(state, text, args.reward)}")
     return 0

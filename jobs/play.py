@@ -1,5 +1,6 @@
 """Play a game in the terminal, by hand or watching a player; save the run as a clip or as a player's moves."""
 
+import argparse
 import asyncio
 import contextlib
 import os

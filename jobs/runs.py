@@ -1,15 +1,21 @@
 """List training runs and cold starts: what they play, whether they still run, how far they are, their best reward."""
 
-import argparse
 import time
 from pathlib import Path
+
+from jobs.options import Parser
+
+
+def options() -> Parser:
+    """What the command takes."""
+    parser = Parser("runs", __doc__)
+    parser.add_argument("folders", nargs="*", default=["runs"], help="folders of runs, or of one (default: runs)")
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """`g1-ray runs`."""
-    parser = argparse.ArgumentParser(prog="g1-ray runs", description=__doc__)
-    parser.add_argument("folders", nargs="*", default=["runs"], help="folders of runs, or of one (default: runs)")
-    args = parser.parse_args(argv)
+    args = options().parse_args(argv)
 
     from g1_ray.runs.reading import runs_in
     from g1_ray.tables import aligned

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from jobs.options import Parser, add_config_options
 if TYPE_CHECKING:
     from g1_ray.config import RunConfig
     from g1_ray.evaluation.evaluation import Evaluation
+    from g1_ray.pipeline.run import Pipeline
 
 
 def options() -> Parser:
@@ -37,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from g1_ray.config import check_software, load_config
     from g1_ray.engines.make import check_engine
+    from g1_ray.files import check_writable
     from g1_ray.models.find import check_model
     from g1_ray.runs.trackers import check_trackers
 
@@ -48,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         text, fits = dry_run(config, nodes)
         print(text)
         return 0 if fits else 2
+    check_writable(config.folder)
     check_software(config)
     check_trackers(config.trackers)
     check_engine(config.engine.kind)
@@ -94,10 +98,7 @@ def train(config: "RunConfig", resume: bool = False, address: str = "", cluster_
         if config.eval.runs and not stop.is_set():
             evaluation = open_evaluation(config, folder.path, trained)
             if config.eval.engine in ("", config.engine.kind):
-                for job in evaluation.jobs():
-                    if job.entries[0].player.what == trained:  # by the engines that have it already
-                        for news in itertools.chain.from_iterable(pipeline.checkup.answer(job)):
-                            evaluation.hear(news)
+                answer_here(pipeline, evaluation, trained)
     except Exception as error:
         folder.note(f"failed: {error}", traceback.format_exc())
         raise
@@ -111,6 +112,8 @@ def train(config: "RunConfig", resume: bool = False, address: str = "", cluster_
     folder.close()
     if stop.is_set():
         print(f"stopped at step {pipeline.version}; go on with --resume")
+    if results:
+        say_verdict(config, folder.path, results)
     print(f"{folder.path}: curves.png, {'eval/table.md, eval/*.webp, ' if results else ''}report.json, checkpoints")
     return 0
 
@@ -120,12 +123,22 @@ def open_evaluation(config: "RunConfig", folder: Path, checkpoint: str) -> "Eval
     from g1_ray.evaluation.evaluation import Evaluation, entries_of
     from g1_ray.evaluation.folder import Protocol
 
-    label = config.eval.label or config.name
-    entries = entries_of(config, {**config.eval.baselines, label: checkpoint})
+    entries = entries_of(config, {**config.eval.baselines, config.eval.label: checkpoint})
     protocol = Protocol(config.eval.runs, config.eval.moves, config.eval.seed)
     print(f"evaluating {len(entries)} players, {protocol.runs} runs of {protocol.moves} moves each", flush=True)
     shutil.rmtree(folder / "eval", ignore_errors=True)  # of an earlier checkpoint
     return Evaluation.open(folder / "eval", entries, protocol)
+
+
+def answer_here(pipeline: "Pipeline", evaluation: "Evaluation", checkpoint: str) -> None:
+    """Has the trained model play on the engines that have it already."""
+    from jobs.evaluate import Show
+
+    with Show(evaluation) as show:
+        for job in evaluation.jobs():
+            if job.entries[0].player.what == checkpoint:
+                for news in itertools.chain.from_iterable(pipeline.checkup.answer(job)):
+                    show(evaluation.hear(news))
 
 
 def finish_evaluation(evaluation: "Evaluation", config: "RunConfig", checkpoint: str) -> list[dict[str, object]]:
@@ -135,8 +148,10 @@ def finish_evaluation(evaluation: "Evaluation", config: "RunConfig", checkpoint:
     from g1_ray.evaluation.moves import file_name
     from g1_ray.evaluation.results import as_json, results_table, write_results
     from g1_ray.tables import aligned
+    from jobs.evaluate import Show
 
-    play_all(evaluation, lambda entry: None, config.eval.timeout_s)
+    with Show(evaluation) as show:
+        play_all(evaluation, show, config.eval.timeout_s)
     evaluation.folder.close()
     results = evaluation.results()
     rows = results_table(results)
@@ -148,6 +163,19 @@ def finish_evaluation(evaluation: "Evaluation", config: "RunConfig", checkpoint:
             save_clip(evaluation.runs[entry.key][0], path, entry.player.name, 1200, 30)
     print(aligned(rows))
     return as_json(results)
+
+
+def say_verdict(config: "RunConfig", folder: Path, results: Sequence[Mapping[str, object]]) -> None:
+    """What training came to in words, the first picture to look at, and what may be done next."""
+    from g1_ray.evaluation.results import verdict
+
+    before = config.before or "random-legal"
+    print("\n" + "\n".join(verdict(results, config.eval.label, before) or [f"{config.eval.label}: see the table"]))
+    clips = sorted((folder / "eval").glob("*.webp"))
+    print(f"\nfirst picture: {clips[0] if clips else folder / 'curves.png'}\nnext:")
+    print(f"  g1-ray report {folder}    # curves, tables, every rollout step by step, in one page")
+    print(f"  g1-ray play {config.games[0].game} --player {folder}")
+    print(f"  g1-ray evaluate --players {folder} {config.model.path} teacher --out {folder}-eval\n")
 
 
 def _stop_on_signals() -> threading.Event:

@@ -7,6 +7,7 @@ What is in the folder is not played again, and no answer in it is asked for agai
 
 import dataclasses
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from g1_ray.evaluation.results import Result, result_of
 from g1_ray.logs import start_logging
 
 log = logging.getLogger(__name__)
+SECONDS_BETWEEN_LOOKS = 5.0
 CHUNK = 10
 """Seeds that a task plays, of players that are not asked."""
 TEMPERATURES = {"T=1": 1.0, "greedy": 0.0}
@@ -47,6 +49,8 @@ class Evaluation:
     labs: list[Lab] = dataclasses.field(default_factory=list)
     num_answers: int = 0
     """That came in this time."""
+    answers: Counter[tuple[str, str, int]] = dataclasses.field(default_factory=Counter)
+    """Game, player, seed -> moves of that run that are answered."""
 
     @classmethod
     def open(cls, path: Path, entries: Sequence[Entry], protocol: Protocol, lab: int = 0) -> Self:
@@ -60,12 +64,24 @@ class Evaluation:
         """Whether all runs of an entry are there."""
         return len(self.runs.get(entry.key, ())) == self.protocol.runs
 
+    def progress(self) -> tuple[int, int]:
+        """Moves that are made, and all there are to make; 0 where runs are whole episodes. Of the players that are
+        asked, if there are any: the others take no time beside them."""
+        asked = [entry for entry in self.entries if isinstance(entry.player, Asked)]
+        entries = asked or self.entries
+        runs = {entry.key: self.runs.get(entry.key, ()) for entry in entries}
+        over = sum(len(run.moves) for its in runs.values() for run in its)
+        under_way = sum(count for (*key, seed), count in self.answers.items()
+                        if seed not in [run.seed for run in runs.get((key[0], key[1]), ())])  # fmt: skip
+        return over + under_way, len(entries) * self.protocol.runs * self.protocol.moves
+
     def jobs(self, gpus: float = 0.0) -> list[Job]:
         """What is left to do: models and endpoints first, as they take longest."""
         left = [entry for entry in self.entries if not self.is_over(entry) or (self.lab and entry.player.in_lab)]
         for entry in left:
             self.runs.setdefault(entry.key, [])
         known, seeds = self.folder.replies(), self.protocol.seeds
+        self.answers = Counter(key[:3] for key in known)
         together: dict[str, list[Entry]] = {}
         for entry in left:
             if isinstance(entry.player, Asked):
@@ -91,6 +107,7 @@ class Evaluation:
             case Answered():
                 self.folder.keep(news)
                 self.num_answers += 1
+                self.answers[news.key[:3]] += 1
             case Failed():
                 self.failed[news.player] = news.why
                 log.info("%s: %s", news.player, news.why)
@@ -152,7 +169,7 @@ def _work(job: Job, folder: Path) -> Iterator[list[News]]:
 def play_all(evaluation: Evaluation, tell: Callable[[Entry | None], None], timeout_s: float = 3600.0) -> None:
     """Plays what is left, as Ray tasks on the cluster that this process is connected to.
 
-    `tell` is called with all news, and hears which entry is over with them, if one is.
+    `tell` is called with all news, and every few seconds without any; it hears which entry is over with them.
 
     Raises what a task raises, and `RuntimeError` where there are no news for `timeout_s`.
     """
@@ -165,10 +182,13 @@ def play_all(evaluation: Evaluation, tell: Callable[[Entry | None], None], timeo
         task.options(**options, **job.entries[0].player.needs(gpus)).remote(job, evaluation.folder.path)
         for job in evaluation.jobs(gpus)
     ]
+    heard = time.monotonic()
     while streams:
-        ready, _ = ray.wait(streams, num_returns=1, timeout=timeout_s)
-        if not ready:
+        ready, _ = ray.wait(streams, num_returns=1, timeout=min(timeout_s, SECONDS_BETWEEN_LOOKS))
+        if not ready and time.monotonic() - heard >= timeout_s:
             raise RuntimeError(f"no news of {len(streams)} tasks for {timeout_s:g} s")
+        heard = time.monotonic() if ready else heard
+        tell(None)  # who waits is told that nothing has come
         for stream in ready:
             try:
                 news = ray.get(next(stream), timeout=timeout_s)

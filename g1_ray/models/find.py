@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from envs.options import nearest
-from g1_ray.files import steps_in
+from g1_ray.files import read_json, steps_in
 from g1_ray.models.adapters import CONFIG, base_named, check_adapter, merge
 from g1_ray.models.weights import skeleton, weight_files
 
@@ -87,6 +87,17 @@ def _check_hub(name: str, timeout_s: float) -> None:
             f"{name!r}: no folder, not in the cache, and the Hub can't be reached ({type(error).__name__}).\n"
             f"Fetch it where there is a network (hf download {name}) and give its folder instead."
         ) from None
+
+
+def is_coldstart(path: str) -> bool:
+    """Whether a model comes from a cold start: the shipped one, a cold start's folder, or one of its checkpoints."""
+    if path in SHIPPED or Path(path).name in SHIPPED:
+        return Path(path).name == "tiny-coldstart"
+    folder = Path(path).expanduser().absolute()
+    for place in (folder, *folder.parents[:2]):
+        if (place / "checkpoints").is_dir() and (place / "config.json").is_file():
+            return "sft" in read_json(place / "config.json")
+    return False
 
 
 def is_adapter(path: str) -> bool:

@@ -1,6 +1,8 @@
 """How a run is going: a live panel on a terminal, plain lines elsewhere."""
 
+import math
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -8,6 +10,8 @@ from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +20,8 @@ from g1_ray.config import RunConfig
 
 SECONDS_BETWEEN_LINES = 5.0
 """Where there is no terminal."""
+SECONDS_OF_SILENCE = 30.0
+"""After which a line says what is going on, where there is no terminal."""
 COLUMNS = {"reward": "reward", "p_acc": "P_acc", "r_acc": "R_acc"}
 SMOOTHING = 0.9
 """Weight of the past in the averages that are shown."""
@@ -34,16 +40,34 @@ class Progress:
         self._latest: dict[str, float] = {}
         self._note = ""
         self._live: Live | None = None
+        self._over = threading.Event()
+        self._spoke = self._since = time.monotonic()
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
             self._live = Live(console=self.console, refresh_per_second=4, get_renderable=self._panel)
             self._live.start()
+        else:
+            threading.Thread(target=self._keep_talking, daemon=True).start()
         return self
+
+    def _keep_talking(self) -> None:
+        """A line after each long silence: whoever waits for a part, or for a step, has nothing to say itself."""
+        while not self._over.wait(1.0):
+            if time.monotonic() - self._spoke >= SECONDS_OF_SILENCE:
+                self._say(f"still {self._note}, {_clock(time.monotonic() - self._since)}{self._where()}")
+
+    def _where(self) -> str:
+        return f" | {self._done()}" if self._latest else ""
+
+    def _say(self, line: str) -> None:
+        self._spoke = time.monotonic()
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._over.set()
         if self._live:
             self._live.stop()
         elif self.step_done > self._told:
@@ -51,9 +75,9 @@ class Progress:
 
     def note(self, text: str) -> None:
         """What is going on, in a few words."""
-        self._note = text
+        self._note, self._since = text, time.monotonic()
         if not self._live:
-            self.console.print(text, highlight=False, markup=False)
+            self._say(text)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """An optimizer step is done. The first one starts the clock that the time left is reckoned with."""
@@ -70,10 +94,21 @@ class Progress:
     @property
     def seconds_left(self) -> float:
         """Until the steps or the minutes of the run are over, whichever comes first."""
+        return max(0.0, min(self._ends()))
+
+    def _ends(self) -> tuple[float, float]:
+        """Seconds until the steps are over, and until the minutes are."""
         spent, done = time.monotonic() - self._begun, self.step_done - self.first_step
         by_steps = spent / done * (self.config.steps - self.step_done) if done else float("inf")
-        by_clock = self.config.minutes * 60 - spent if self.config.minutes else float("inf")
-        return max(0.0, min(by_steps, by_clock))
+        return by_steps, self.config.minutes * 60 - spent if self.config.minutes else float("inf")
+
+    def _done(self) -> str:
+        """How far the run is, by what will end it: "minute 3 of 11, step 53" or "step 53 of 1000"."""
+        by_steps, by_clock = self._ends()
+        if by_clock < by_steps:
+            minute = min(math.ceil(self.config.minutes), int((time.monotonic() - self._begun) / 60) + 1)
+            return f"minute {minute} of {self.config.minutes:g}, step {self.step_done}"
+        return f"step {self.step_done} of {self.config.steps}"
 
     def _games(self) -> list[str]:
         return [game.name for game in self.config.games if f"{game.name}/reward" in self._means]
@@ -88,19 +123,22 @@ class Progress:
 
     def _print_line(self) -> None:
         self._last_line, self._told = time.monotonic(), self.step_done
-        parts = [f"step {self.step_done}/{self.config.steps}"]
+        parts = [self._done()]
         for game in self._games():
             means = {title: self._means.get(f"{game}/{name}") for name, title in COLUMNS.items()}
             shown = [f"{title} {mean:.2f}" for title, mean in means.items() if mean is not None]
             parts.append(f"{game}: {' '.join(shown)}")
-        self.console.print(" | ".join([*parts, self._facts()]), highlight=False, markup=False, soft_wrap=True)
+        self._say(" | ".join([*parts, self._facts()]))
 
     def _panel(self) -> RenderableType:
-        steps = f"step {self.step_done}/{self.config.steps}"
-        bar = ProgressBar(total=self.config.steps, completed=self.step_done, width=40)
+        spent = time.monotonic() - self._begun
+        share = max(
+            self.step_done / self.config.steps, spent / (self.config.minutes * 60) if self.config.minutes else 0
+        )
+        bar = ProgressBar(total=1.0, completed=min(1.0, share) if self._latest else 0.0, width=40)
         head = Table.grid(padding=(0, 2))
-        head.add_row(self.config.name, bar, steps, self._facts() if self._latest else "")
-        note = Text(self._note, style="dim")
+        head.add_row(self.config.name, bar, self._done(), self._facts() if self._latest else "")
+        note = Text(f"{self._note}, {_clock(time.monotonic() - self._since)}", style="dim")
         if not self._latest:
             return Group(head, note)
         table = Table(box=None, padding=(0, 2))
@@ -110,6 +148,47 @@ class Progress:
             values = [self._means.get(f"{game}/{name}") for name in (*COLUMNS, "answer_tokens")]
             table.add_row(game, *("-" if value is None else f"{value:.2f}" for value in values))
         return Group(head, table, note)
+
+
+class Count:
+    """How far something is that has a total: a bar on a terminal, elsewhere a line now and then; and the time left.
+
+    `with Count("moves", 3000) as count: count(17)` says that 17 are done. Without a total (0) it says how many are.
+    """
+
+    def __init__(self, what: str, total: int, done: int = 0, console: Console | None = None) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.bar = Bar(*columns, TextColumn("{task.fields[left]}"), console=console or Console(), transient=True)
+        self.what, self.total, self.done, self._first = what, total, done, done
+        self._begun = self._told = time.monotonic()
+        self._task = self.bar.add_task(what, total=total or None, completed=done, left="")
+        self.live = self.bar.console.is_terminal
+
+    def __enter__(self) -> Self:
+        if self.live:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.live:
+            self.bar.stop()
+
+    def __call__(self, done: int, about: str = "") -> None:
+        """So many are done. What there is to say `about` it is said in a line, at once, where there is no terminal."""
+        self.done, now = done, time.monotonic()
+        if self.live:
+            self.bar.update(self._task, completed=done, left=self.left)
+        elif about or now - self._told >= SECONDS_OF_SILENCE / 2:
+            self._told = now
+            told = f"{done:,} of {self.total:,} {self.what}" if self.total else f"{done:,} {self.what}"
+            parts = [told, f"{_clock(now - self._begun)} so far", *filter(None, (self.left, about))]
+            self.bar.console.print(", ".join(parts), highlight=False, markup=False, soft_wrap=True)
+
+    @property
+    def left(self) -> str:
+        """The time left, as what was done so far took; '' where that is not known."""
+        made, spent = self.done - self._first, time.monotonic() - self._begun
+        return f"{_clock(spent / made * (self.total - self.done))} left" if made > 0 and self.total else ""
 
 
 def _clock(seconds: float) -> str:

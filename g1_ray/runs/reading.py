@@ -51,12 +51,12 @@ def summary_of(folder: Path) -> RunSummary | None:
     """What a run is at; None for a folder that is no run's, such as an evaluation's."""
     begun = (folder / "config.json").stat().st_mtime
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = read_json(folder / "config.json")
         if "players" in config:
             return None
         metrics, notes = read_lines(folder / "metrics.jsonl"), read_lines(folder / "notes.jsonl")
         path = folder / "report.json"
-        report = json.loads(path.read_text()) if path.is_file() else {}
+        report = read_json(path) if path.is_file() else {}
         steps = metrics[-1]["step"] if metrics else 0
         return RunSummary(
             name=config.get("name", folder.name),

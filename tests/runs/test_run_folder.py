@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -227,7 +228,7 @@ def test_progress_is_plain_lines_off_a_terminal_and_not_too_many(tmp_path, monke
     text = shown(small_config(tmp_path, steps=10), monkeypatch, terminal=False)
     assert "\x1b" not in text and text.startswith("starting the actors\n")
     told = text.splitlines()[1:]
-    assert [line.split(" | ")[0] for line in told] == ["step 1/10", "step 3/10"]  # the first and the last
+    assert [line.split(" | ")[0] for line in told] == ["step 1 of 10", "step 3 of 10"]  # the first and the last
     assert "2048: reward 1.00 P_acc 0.50" in told[0] and "1,234 tokens/s, staleness 1.0 (most 2)" in told[0]
     assert "0:18 left" in told[0]  # nine more of two seconds each
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
@@ -236,7 +237,43 @@ def test_progress_is_plain_lines_off_a_terminal_and_not_too_many(tmp_path, monke
 
 def test_progress_is_a_panel_on_a_terminal(tmp_path, monkeypatch):
     text = shown(small_config(tmp_path, steps=10), monkeypatch, terminal=True)
-    assert "\x1b" in text and "step 3/10" in text and "P_acc" in text and "starting the actors" in text
+    assert "\x1b" in text and "step 3 of 10" in text and "P_acc" in text and "starting the actors" in text
+
+
+def test_no_silence_is_long_where_there_is_no_terminal(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS_OF_SILENCE", 0.5)
+    out = io.StringIO()
+    with Progress(small_config(tmp_path, steps=10), Console(file=out, width=200)) as bar:
+        bar.note("starting the actors")
+        time.sleep(2.5)
+        bar.step(3, {"step_s": 2.0})
+        time.sleep(2.5)
+    lines = out.getvalue().splitlines()
+    assert any(line.startswith("still starting the actors, 0:0") for line in lines[:3])
+    assert any(line.startswith("still ") and "step 3 of 10" in line for line in lines[2:])
+
+
+def test_a_run_that_its_minutes_will_end_is_told_by_them(tmp_path):
+    out = io.StringIO()
+    with Progress(small_config(tmp_path, steps=1000, minutes=11), Console(file=out, width=200)) as bar:
+        bar.step(1, {"step_s": 130.0})
+        bar._begun -= 9 * 60
+        bar.step(53, {"step_s": 10.0})
+    first, last = out.getvalue().splitlines()
+    assert first.startswith("minute 3 of 11, step 1 | ") and last.startswith("minute 11 of 11, step 53 | ")
+
+
+def test_a_count_tells_its_total_and_the_time_left(monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS_OF_SILENCE", 0.0)
+    out = io.StringIO()
+    with progress.Count("moves", 3000, 1000, Console(file=out, width=200)) as count:
+        count._begun -= 60
+        count(2000)
+        count(3000, "2048 oracle is done, 1 of 4")
+    assert out.getvalue().splitlines() == [
+        "2,000 of 3,000 moves, 1:00 so far, 1:00 left",
+        "3,000 of 3,000 moves, 1:00 so far, 0:00 left, 2048 oracle is done, 1 of 4",
+    ]
 
 
 def test_the_minutes_of_a_run_bound_the_time_left(tmp_path):

@@ -1,0 +1,130 @@
+"""User mistakes, seeded: each answered at once, in at most three lines that have the value and what helps."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs.__main__ import COMMANDS, main
+from jobs.errors import EXTRAS, told
+
+ROOT = Path(__file__).parents[2]
+Q = str(ROOT / "jobs/configs/quickstart.toml")
+COLD = str(ROOT / "jobs/configs/coldstart-tiny.toml")
+MISTAKES = [
+    ("1", f"train {Q} learner.rank=2", "learner.rank", "num_ranks"),
+    ("1", f"train {Q} optimiser.lr=1e-4", "optimiser", "optimizer"),
+    ("2", f"train {Q} steps=many", "steps = 'many'", "a whole number"),
+    ("2", f"train {Q} rollout.group_size=8.5", "8.5", "a whole number"),
+    ("3", f"train {Q.replace('quick', 'quik')}", "quikstart.toml", "quickstart.toml"),
+    ("4", f"train {Q} games.0.game=2o48", "2o48", "'2048'"),
+    ("4", "play shizen", "shizen", "'shisen'"),
+    ("5", f"train {Q} games.0.preset=papr", "papr", "'paper'"),
+    ("5", "play 2048 --preset papr", "papr", "'paper'"),
+    ("6", "play 2048 --reasoning sise=5", "sise", "'size'"),
+    ("6", "evaluate --games 2048?sise=3", "sise", "'size'"),
+    ("6", "evaluate --games swap?reasoning=9", "reasoning = 9", "0 to 3"),
+    ("7", "play 2048 --perception tiles=shape", "'shape'", "'shapes'"),
+    ("8", f"train {Q} optimizer.lr=-1", "-1", "above 0"),
+    ("8", "evaluate --runs -1", "--runs -1", "1 or more"),
+    ("9", f"train {Q} steps", "'steps'", "key=value"),
+    ("11", f"train {Q} games.5.ratio=2", "games.5.ratio=2", "2 entries, counted from 0"),
+    ("13", f"train {Q} games.1.game=2048 games.1.reasoning=0", "'2048'", "games.1.name="),
+    ("14", f"train {Q} model.path=nowhere", "nowhere", "tiny-base"),
+    ("14", f"train {Q} model.path={{tmp}}", "{tmp}", "config.json"),
+    ("16", "evaluate --players gpt=htps://host/v1?model=a", "htps://host/v1", "https://"),
+    ("17", "evaluate --players gpt=https://host/v1", "https://host/v1", "URL?model=NAME"),
+    ("17", "evaluate --players gpt=https://host/v1?model=a&key_env=NOPE", "NOPE", "not set"),
+    ("20", "evaluate --players tiny-base?engine.kind=vlm", "'vlm'", "'vllm'"),
+    ("20", "evaluate --players tiny-base?engine.gpu=1", "'gpu'", "'gpus'"),
+    ("22", f"train {Q} out={ROOT / 'LICENSE'} name=a", "LICENSE", "give another"),
+    ("23", f"train {ROOT / 'LICENSE'}", "LICENSE", "no TOML"),
+    ("23", "train {tmp}", "{tmp}", "that is a folder"),
+    ("23", f"train {COLD}", "coldstart-tiny.toml", "g1-ray coldstart"),
+    ("23", f"coldstart {Q}", "quickstart.toml", "g1-ray train"),
+    ("24", f"train {Q} engine.max_model_len=64", "64", "has to be larger"),
+    ("25", f"train {Q} games.0.reasoning={{{{horizon=0}}}} eval.moves=0", "never ends", "give eval.moves or a horizon"),
+    ("26", "play 2048 --perception tile_px=30", "tile_px = 30", "a multiple of 28"),
+    ("27", "evaluate --players orakle", "orakle", "'oracle'"),
+    ("27", "evaluate --players teacher --against teecher", "teecher", "'teacher'"),
+    ("29", "report {tmp}/nope", "{tmp}/nope", "give the folder of a run"),
+    ("29", "report {tmp}", "{tmp}", "give the folder of a run"),
+    ("29", "export {tmp}", "--to", "export --help"),
+    ("29", "export {tmp} --to wandb2", "wandb2", "inspect"),
+    ("29", "export {tmp} --to datasets", "{tmp}", "give the folder of a training run"),
+    ("30", "play mazen:maze", "mazen", "Python path"),
+    ("32", "games swap --sheet /proc/x.png", "/proc/x.png", "give another place"),
+    ("32", "export {tmp} --to datasets --out /proc/x", "/proc/x", "give another place"),
+    ("32", "play 2048 --save x.avi", "x.avi", ".webp"),
+    ("own 1", "evaluate --players human:{tmp}/binary", "{tmp}/binary", "give a file of moves"),
+    ("own 2", "explain 2048 --answer-file {tmp}/binary", "{tmp}/binary", "this is no text"),
+    ("own 3", "explain 2048 --answer-file {tmp}", "{tmp}", "give a file"),
+    ("own 4", f"train {Q} --resum --stepps 3", "--stepps", "--resume"),
+    ("own 5", "play 2048 --seed x", "'x'", "play --help"),
+    ("own 6", "trian", "trian", "'train'"),
+    ("own 7", "games 2048 --sheet {tmp}/binary/x.png", "{tmp}/binary", "give another place"),
+]  # fmt: skip
+
+
+def words(text, tmp):
+    return [word.replace("{tmp}", str(tmp)).replace("{{", "{").replace("}}", "}") for word in text.split()]
+
+
+@pytest.mark.parametrize("number, line, value, fix", MISTAKES)
+def test_mistakes_are_told_in_three_lines(number, line, value, fix, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "binary").write_bytes(b"PAR1\0\xff")
+    begun = time.monotonic()
+    assert main(words(line, tmp_path)) == 2
+    seconds, said = time.monotonic() - begun, capsys.readouterr()
+    assert seconds < 10 and not said.out
+    assert said.err.startswith("g1-ray") and len(said.err.strip().splitlines()) <= 3 and "Traceback" not in said.err
+    assert all(part.replace("{tmp}", str(tmp_path)) in said.err for part in (value, fix))
+    assert [path.name for path in tmp_path.iterdir()] == ["binary"]  # nothing was made, nothing written over
+    assert (tmp_path / "binary").read_bytes() == b"PAR1\0\xff"
+
+
+def errors_of(*argv, **more):
+    return subprocess.run([sys.executable, "-m", *argv], capture_output=True, text=True, cwd=ROOT, **more)
+
+
+def test_a_module_says_what_its_command_says():
+    for command in ("play", "games", "tiny"):
+        one, other = errors_of(f"jobs.{command}", "--nope"), errors_of("jobs", command, "--nope")
+        assert one.returncode == other.returncode == 2
+        assert one.stderr == other.stderr and one.stderr.startswith(f"g1-ray {command}: ")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_module_can_be_run_itself(command):
+    text = (ROOT / "jobs" / f"{command}.py").read_text()
+    assert f'raise SystemExit(run("{command}", main))' in text
+
+
+def test_the_traceback_is_there_for_those_who_ask(monkeypatch):
+    monkeypatch.setenv("G1_RAY_DEBUG", "1")
+    with pytest.raises(ValueError, match="unknown game"):
+        main(["play", "shizen"])
+
+
+def test_faults_of_our_own_keep_their_traceback():
+    for error in (KeyError("x"), AssertionError(), RuntimeError("x"), ModuleNotFoundError("x", name="jobs.nope")):
+        assert told(error) == ""
+
+
+@pytest.mark.parametrize("module, extra", [("ray", "train"), ("torch.nn", "train"), ("vllm", "vllm"), ("av", "export")])
+def test_what_is_not_installed_is_told_with_its_extra(module, extra):
+    text = told(ModuleNotFoundError(f"No module named {module!r}", name=module))
+    assert f"pip install -e '.[{extra}]'" in text and len(text.splitlines()) == 1
+
+
+def test_every_package_of_an_extra_has_its_modules():
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {"pyyaml": "yaml", "inspect-ai": "inspect_ai"}
+    for extra, modules in EXTRAS.items():
+        packages = [text.split("[")[0].split("=")[0].split(">")[0].strip() for text in extras[extra]]
+        assert {named.get(package, package) for package in packages} <= set(modules)
