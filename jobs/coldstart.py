@@ -76,12 +76,16 @@ def fine_tune(
 ) -> "Trainer":
     """Trains on every game's examples, from the start or from where that was stopped; the trained model."""
     from g1_ray.coldstart.sft import Trainer, fit, last_checkpoint, make_lot
+    from g1_ray.models.card import Card
     from g1_ray.models.find import model_path
 
     checkpoint = last_checkpoint(config.folder)
     total = sum(game.ratio for game in config.games)
     shares = [game.ratio / total for game in config.games]
-    trainer = Trainer(checkpoint or model_path(config.model), config.sft, num_steps(config, shares), config.seed)
+    how = f"supervised fine-tuning on answers of a teacher ({config.teacher.model or config.teacher.kind})"
+    card = Card(config.name, config.model, how, {game.name: game.task() for game in config.games})
+    start = checkpoint or model_path(config.model)
+    trainer = Trainer(start, config.sft, num_steps(config, shares), config.seed, card)
     if checkpoint:
         trainer.resume(checkpoint)
         show(f"goes on from {checkpoint}")

@@ -3,6 +3,7 @@
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,6 +102,8 @@ def train(config: "ColdstartConfig", out: Path, args: argparse.Namespace) -> Non
         "sft": config.sft.model_dump(mode="json"),
     }
     ship(trainer.model, trainer.chat, out / name)
+    assert trainer.card, "fine_tune gives one"
+    replace(trainer.card, base="").write(out / name, trainer.reached)
     write_json(out / name / "made.json", made, indent=1)
     print(f"wrote {out / name}, {time.monotonic() - began:.0f} s", flush=True)
 

@@ -24,6 +24,7 @@ from g1_ray.engines.weight_sync import SIGHT
 from g1_ray.files import Journal, read_lines, steps_in, write_json, write_lines, written
 from g1_ray.learner.attention import CHUNKS
 from g1_ray.learner.policy import vision_tower
+from g1_ray.models.card import Card
 from g1_ray.models.chat import Chat
 from g1_ray.models.weights import load_model
 from g1_ray.runs.curves import save_curves
@@ -62,11 +63,13 @@ def make_lot(chat: Chat, examples: Sequence[Example], share: float) -> Lot:
 
 
 class Trainer:
-    """A model in training: weights, optimizer and the number of steps made."""
+    """A model in training: weights, optimizer and the number of steps made; `card` goes with what is saved."""
 
-    def __init__(self, path: str | Path, config: SftConfig, steps: int, seed: int) -> None:
+    def __init__(
+        self, path: str | Path, config: SftConfig, steps: int, seed: int, card: Card | None = None
+    ) -> None:
         self.chat = Chat(path)
-        self.config, self.steps, self.seed = config, steps, seed
+        self.config, self.steps, self.seed, self.card = config, steps, seed, card
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = load_model(str(path), dtype=torch.float32).to(self.device).train()
         tower = vision_tower(self.model)
@@ -204,6 +207,13 @@ class Trainer:
             self.chat.processor.save_pretrained(beside)
             save_file(moments, beside / OPTIMIZER)
             write_json(beside / TRAINER, {"step": self.step, "steps": self.steps, "seed": self.seed})
+            if self.card:
+                self.card.write(beside, self.reached)
+
+    @property
+    def reached(self) -> str:
+        """How far it is, in words."""
+        return f"step {self.step} of {self.steps}"
 
     def resume(self, folder: Path) -> None:
         """Goes on from what `save` wrote; the weights are loaded by giving `folder` as the model's path."""

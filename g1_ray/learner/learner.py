@@ -40,6 +40,7 @@ from g1_ray.learner.policy import (
     vision_is_frozen,
     vision_tower,
 )
+from g1_ray.models.card import Card
 from g1_ray.models.chat import Chat
 from g1_ray.models.find import model_path
 from g1_ray.runs import checkpoints
@@ -301,6 +302,7 @@ class Learner:
                 state = {"version": self.version, "skipped": self.num_skipped, "extra": dict(extra or {})}
                 state["config"] = self.config.model_dump(mode="json")
                 write_json(beside / "learner" / "state.json", state, indent=1)
+                self._card().write(beside, f"policy version {self.version}, after as many steps")
         dist.barrier()
         log.info("wrote %s", folder)
 
@@ -327,6 +329,13 @@ class Learner:
             task_type="CAUSAL_LM",
             inference_mode=True,
         ).save_pretrained(folder)
+
+    def _card(self) -> Card:
+        config = self.config
+        algorithm, rank = config.algorithm, config.model.lora.rank
+        about = f"{algorithm.advantage}, loss {algorithm.loss}, ratios by {algorithm.ratio}"
+        how = f"reinforcement learning ({about}{f', LoRA of rank {rank}' if rank else ''})"
+        return Card(config.name, config.model.path, how, {game.name: game.task() for game in config.games})
 
     def load(self, folder: str | Path) -> dict[str, Any]:
         """Goes on from a checkpoint; gives its `extra`. Collective.

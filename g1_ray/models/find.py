@@ -36,10 +36,16 @@ def model_path(path: str, key: str = "model.path") -> str:
                 f"{key} = {path!r}: no config.json in that folder" + (nearest(path, inside) if inside else "")
             )
         return str(folder)
-    if path not in SHIPPED and re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not path.startswith("."):
+    if is_hub_name(path):
         return path
     hint = nearest(path, SHIPPED)
     raise ValueError(f"{key} = {path!r}: no such folder{hint}, or a name such as Qwen/Qwen2.5-VL-3B-Instruct")
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether a model is named as the Hub names them, and nothing here is called so."""
+    here = path in SHIPPED or path.startswith(".") or Path(path).expanduser().exists()
+    return not here and bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path))
 
 
 def check_model(path: str, key: str = "model.path", timeout_s: float = 10.0) -> None:

@@ -3,7 +3,8 @@
 <root>/step-N/                  Hugging Face format: config, weights, tokenizer, processor
 <root>/step-N/learner/          master weights and optimizer moments (safetensors), state.json
 <root>/step-N/adapter/          LoRA only: the adapter in peft's format
-<root>/step-N/manifest.json     SHA-256 of every other file
+<root>/step-N/README.md         the model card
+<root>/step-N/manifest.json     SHA-256 of every other file but the card, which is there to be written on
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from g1_ray.files import steps_in, written
+from g1_ray.models.card import CARD
 
 MANIFEST = "manifest.json"
 _BLOCK = 1 << 22
@@ -26,7 +28,7 @@ def published(folder: Path) -> Iterator[Path]:
     with written(folder) as beside:
         beside.mkdir()
         yield beside
-        files = sorted(path for path in beside.rglob("*") if path.is_file())
+        files = sorted(path for path in beside.rglob("*") if path.is_file() and path != beside / CARD)
         manifest = {path.relative_to(beside).as_posix(): _checksum(path, sync=True) for path in files}
         with open(beside / MANIFEST, "w") as out:
             json.dump(manifest, out, indent=1)

@@ -245,6 +245,7 @@ def test_command(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     checkpoint = tmp_path / "run" / "checkpoints" / "step-2"  # one epoch of 20 examples in batches of 8
     assert f"wrote {checkpoint}" in capsys.readouterr().out
     assert (checkpoint / "model.safetensors").exists() and (checkpoint / "tokenizer.json").exists()
+    assert "step 2 of 2" in (checkpoint / "README.md").read_text()
     assert main([config, "--resume", "sft.steps=3"]) == 0
     assert f"goes on from {checkpoint}" in capsys.readouterr().out
     assert (tmp_path / "run" / "checkpoints" / "step-3").exists()

@@ -335,6 +335,8 @@ def test_a_checkpoint_is_a_hugging_face_model(tmp_path: Path, options: dict[str,
     loose = 0.1 if config.model.dtype == "bfloat16" else 1e-5
     np.testing.assert_allclose(plain_score(model, prompt, completion), scored, atol=loose)
     assert AutoProcessor.from_pretrained(tmp_path / "step-1").tokenizer.get_vocab() == toys.chat().tokenizer.get_vocab()
+    card = (tmp_path / "step-1" / "README.md").read_text()
+    assert "policy version 1" in card and ("LoRA of rank 4" in card) == ("lora" in options)
     assert not list((tmp_path / "step-1").rglob("*.bin")) and not list((tmp_path / "step-1").rglob("*.pt"))
 
 

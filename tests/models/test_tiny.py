@@ -207,6 +207,7 @@ def test_command_trains_and_measures(tmp_path: Path, monkeypatch: pytest.MonkeyP
             assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float16}
         assert AutoModelForImageTextToText.from_pretrained(tmp_path / name).dtype == torch.float32
         assert json.loads((tmp_path / name / "made.json").read_text())["teacher"] in ("novice", "oracle")
+        assert "A model from scratch" in (tmp_path / name / "README.md").read_text()
     shown: list[list[str]] = []
     monkeypatch.setattr("jobs.evaluate.main", shown.append)
     assert main([str(tmp_path), "--measure", "4", "--games", "2048-3x3"]) == 0

@@ -11,6 +11,7 @@ def write(folder: Path, text: str = "weights") -> None:
         (beside / "learner").mkdir()
         (beside / "model.safetensors").write_text(text)
         (beside / "learner" / "state.json").write_text("{}")
+        (beside / "README.md").write_text("a card")
 
 
 def test_a_checkpoint_lists_a_checksum_for_every_file(tmp_path: Path):
@@ -19,6 +20,14 @@ def test_a_checkpoint_lists_a_checksum_for_every_file(tmp_path: Path):
     assert set(manifest) == {"model.safetensors", "learner/state.json"}
     assert fault_of(tmp_path / "step-1") == ""
     assert [path.name for path in tmp_path.iterdir()] == ["step-1"]  # nothing is left beside it
+
+
+def test_a_card_may_be_written_on(tmp_path: Path):
+    write(tmp_path / "step-1")
+    (tmp_path / "step-1" / "README.md").write_text("license: mit")
+    assert fault_of(tmp_path / "step-1") == ""
+    (tmp_path / "step-1" / "README.md").unlink()
+    assert fault_of(tmp_path / "step-1") == ""
 
 
 def test_damage_is_named(tmp_path: Path):
