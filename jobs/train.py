@@ -40,7 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     from g1_ray.config import check_software, load_config
     from g1_ray.engines.make import check_engine
     from g1_ray.files import check_writable
-    from g1_ray.models.find import check_model
+    from g1_ray.models.find import check_model, model_path
+    from g1_ray.rollout.env_worker import check_prompts
     from g1_ray.runs.trackers import check_trackers
 
     config = load_config(args.config, args.overrides)
@@ -58,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     check_model(config.model.path)
     for name, path in config.eval.baselines.items():
         check_model(path, f"eval.baselines.{name}")
+    check_prompts(config, model_path(config.model.path))
     return train(config, args.resume, args.address, args.cluster)
 
 

@@ -65,9 +65,7 @@ def make_lot(chat: Chat, examples: Sequence[Example], share: float) -> Lot:
 class Trainer:
     """A model in training: weights, optimizer and the number of steps made; `card` goes with what is saved."""
 
-    def __init__(
-        self, path: str | Path, config: SftConfig, steps: int, seed: int, card: Card | None = None
-    ) -> None:
+    def __init__(self, path: str | Path, config: SftConfig, steps: int, seed: int, card: Card | None = None) -> None:
         self.chat = Chat(path)
         self.config, self.steps, self.seed, self.card = config, steps, seed, card
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

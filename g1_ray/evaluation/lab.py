@@ -195,7 +195,7 @@ async def _ask(
         ids = np.concatenate([prompt.token_ids, chat.ids(case.begun)]) if case.begun else prompt.token_ids
         requests.append(Request(Prompt(ids, prompt.states), 1, seed_of("lab answer", seed, number)))
     answers = await generate(requests, sampling)
-    texts = [case.begun + chat.decode(answer.token_ids) for case, (answer,) in zip(cases, answers, strict=True)]
+    texts = [chat.decode(answer.token_ids, case.begun) for case, (answer,) in zip(cases, answers, strict=True)]
     return texts, max(len(answer.token_ids) for (answer,) in answers)
 
 

@@ -5,31 +5,39 @@ engine and learner can't see different prompts.
 """
 
 import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 from transformers import AutoProcessor
 
 from envs import Codec, State, Task
+from envs.codec import TAG
 from g1_ray.models.pixels import PixelValues
+from g1_ray.models.weights import told
 from g1_ray.types import Ints, Prompt
 
 SYSTEM = "You are a helpful assistant."
-_ANSWER = "ANSWER"
+_ANSWER = "THOUGHT\n</think>\nANSWER"
 
 
 class Chat:
-    """Prompts of one model. `path` is a folder or name that Hugging Face's `AutoProcessor` loads."""
+    """Prompts of one model. `path` is a folder or name that Hugging Face's `AutoProcessor` loads.
+
+    Raises `ValueError` where it does not, or gives no processor of pictures and text.
+    """
 
     def __init__(self, path: str | Path) -> None:
-        processor = AutoProcessor.from_pretrained(path)
-        self.processor = processor
-        self.tokenizer = processor.tokenizer
-        self.image_processor = processor.image_processor
-        self.image_token_id: int = processor.image_token_id
+        self.path = path
+        with told(str(path)):
+            self.processor = AutoProcessor.from_pretrained(path)
+            self.tokenizer = self.processor.tokenizer
+            self.image_processor = self.processor.image_processor
+            self.image_token_id: int = self.processor.image_token_id
         self._pixels: dict[Task, PixelValues] = {}
 
     @functools.cached_property
@@ -49,7 +57,7 @@ class Chat:
 
         The rules stand with the first picture, so any tail of a history makes a whole prompt.
         """
-        parts = [self._head(history[0][0].task)]
+        parts = [self.head(history[0][0].task)]
         for _, completion in history[:-1]:
             if completion is None:
                 raise ValueError("only the last turn of a history has no completion")
@@ -58,26 +66,43 @@ class Chat:
             parts += [completion, following[1:] if ended else following]
         return Prompt(np.concatenate(parts).astype(np.int32), tuple(state for state, _ in history))
 
+    @functools.cached_property
+    def opened(self) -> str:
+        """The `<think>` that the template writes at the end of a prompt, where the answer begins; '' for most."""
+        found = re.search(r"<think>\s*\Z", self._render([{"role": "user", "content": [{"type": "image"}]}]))
+        return found[0] if found else ""
+
     @functools.lru_cache(maxsize=256)  # noqa: B019 - a chat lives as long as its process
-    def _head(self, task: Task) -> Ints:
-        """What stands before the first answer, a `<think>` that the template opens included."""
+    def head(self, task: Task) -> Ints:
+        """What stands before the first answer, what the template opens included. Raises `ValueError` as `_ids` does."""
         return self._ids(self._render(_asked(task)), self.pads(task))
 
     @functools.lru_cache(maxsize=256)  # noqa: B019
     def following(self, task: Task) -> Ints:
         """From the end token of an answer to the start of the next one.
 
-        Raises `ValueError` for a template that shows earlier turns otherwise than they were: it is for single turns.
+        Raises `ValueError` for a template that shows earlier turns otherwise than they were, as those do that leave
+        out what was thought: it is for single turns.
         """
         again = {"role": "user", "content": [{"type": "image"}]}
-        answer = {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}
-        head, whole = self._render(_asked(task)), self._render([*_asked(task), answer, again])
-        if not whole.startswith(head + _ANSWER):
-            raise ValueError("the model's chat template rewrites earlier turns: use rollout.turns = 1 with it")
-        return self._ids(whole[len(head + _ANSWER) :], self.pads(task))
+        given = ("" if self.opened else "<think>\n") + _ANSWER
+        answer = {"role": "assistant", "content": [{"type": "text", "text": self.opened + given}]}
+        before, whole = self._render(_asked(task)) + given, self._render([*_asked(task), answer, again])
+        if not whole.startswith(before):
+            raise ValueError(
+                f"{self.path}: the chat template shows earlier turns otherwise than they were, and a rollout of several "
+                "turns is trained on as it was.\nUse rollout.turns=1 with this model."
+            )
+        return self._ids(whole[len(before) :], self.pads(task))
 
     def _render(self, messages: list[Any]) -> str:
-        text: str = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        try:
+            text: str = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except (ValueError, TypeError, TemplateError) as error:
+            raise ValueError(
+                f"{self.path}: the chat template can't write a turn with a picture ({str(error)[:200]}).\n"
+                "Take chat_template.jinja from the model that this one was made of."
+            ) from error
         return text
 
     def ids(self, text: str) -> Ints:
@@ -89,7 +114,7 @@ class Chat:
         ids = self.ids(text)
         if (shown := int((ids == self.image_token_id).sum())) != 1:
             raise ValueError(
-                f"the model's chat template writes {shown} pictures into a turn that has one: the model would not see "
+                f"{self.path}: the chat template writes {shown} pictures into a turn that has one: the model would not see "
                 "what it is asked about.\nTake a model whose template shows every picture of a user's turn."
             )
         return np.repeat(ids, np.where(ids == self.image_token_id, pads, 1))
@@ -121,9 +146,14 @@ class Chat:
         grid = np.array([[1, its.merge_size, its.merge_size]], np.int64)
         return np.zeros((its.merge_size**2, features), np.float32), grid
 
-    def decode(self, token_ids: Ints) -> str:
-        """The words of a completion, without special tokens."""
-        text: str = self.tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
+    def decode(self, token_ids: Ints, begun: str = "") -> str:
+        """The words of an answer, without special tokens, after those that it was `begun` with.
+
+        A `<think>` that the template opens comes first, but where an answer opens its own, as those of a cold start do.
+        """
+        text: str = begun + self.tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
+        if self.opened and not any(tag[2].lower() == "think" and not tag[1] for tag in TAG.finditer(text)):
+            return self.opened + text
         return text
 
 

@@ -71,6 +71,11 @@ def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
         raise ValueError(f"{file}: is broken or cut off ({_line(error)}).\nCopy or download it again.") from None
 
 
+def _check_files(folder: str) -> None:
+    for file in weight_files(Path(folder)):
+        shapes_in(file)
+
+
 # Models
 
 
@@ -83,9 +88,8 @@ def load_model(path: str, **options: Any) -> "PreTrainedModel":
     from transformers import AutoModelForImageTextToText
 
     if Path(path).is_dir():
-        for file in weight_files(Path(path)):
-            shapes_in(file)
-    with _quiet(), _told(path):
+        _check_files(path)
+    with _quiet(), told(path):
         model, report = AutoModelForImageTextToText.from_pretrained(
             path, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **options
         )
@@ -100,9 +104,11 @@ def skeleton(path: str) -> "PreTrainedModel":
 
     It reads headers only. The weights of a quantised model have names of their own, which are left to its engine.
     """
+    if Path(path).is_dir():
+        _check_files(path)  # before torch is imported, which takes seconds
     import torch
 
-    with _told(path):
+    with told(path):
         from transformers import AutoConfig, AutoModelForImageTextToText
 
         config = AutoConfig.from_pretrained(path)
@@ -170,7 +176,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told(path: str) -> Iterator[None]:
+def told(path: str) -> Iterator[None]:
     """What transformers says about somebody's folder, in a line."""
     from safetensors import SafetensorError
 

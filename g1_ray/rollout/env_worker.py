@@ -17,6 +17,22 @@ Answers = Sequence[Sequence[Completion]]
 """Of each request, its answers."""
 
 
+def check_prompts(config: RunConfig, model_path: str) -> None:
+    """Raises `ValueError` where a model can't be asked about the games of a run: at the start, and not by an actor."""
+    from g1_ray.models.chat import Chat
+
+    chat, room = Chat(model_path), config.engine.max_model_len
+    for game in config.games:
+        length = len(chat.head(game.task()))
+        if config.rollout.turns > 1:
+            length += min(config.rollout.turns - 1, config.rollout.window) * len(chat.following(game.task()))
+        if length >= room:
+            raise ValueError(
+                f"engine.max_model_len = {room}: a prompt about {game.name} takes {length} tokens, and leaves no room "
+                "for an answer.\nGive it more, or the game a smaller perception.tile_px."
+            )
+
+
 class EnvWorker:
     """The games of a run. All of its methods are functions of their arguments."""
 

@@ -1,0 +1,56 @@
+"""Estimates of memory beside the peak of a process that does the work, on the CPU: pytest -m slow -s FILE."""
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import toys  # noqa: E402
+
+from g1_ray.cluster.memory import learner_need, shape_of  # noqa: E402
+from g1_ray.engines.make import GB  # noqa: E402
+from g1_ray.learner.learner import Learner  # noqa: E402
+from g1_ray.learner.samples import batch_of  # noqa: E402
+from g1_ray.models.tiny import make_tiny  # noqa: E402
+
+
+def resident(key: str) -> int:
+    """Bytes of this process: VmRSS now, VmHWM at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
+
+
+def two_steps(config, results):
+    """Puts how much this process grew, at most, and what is estimated, the process itself left out."""
+    torch.set_num_threads(1)
+    need = learner_need(config, shape_of(config.model.path))
+    batch = batch_of([toys.group(number) for number in range(40)], 0, config)
+    before = resident("VmRSS")
+    learner = Learner(config)
+    learner.setup(toys.free_address())
+    for _ in range(2):
+        assert not learner.step(batch).skipped
+    learner.close()
+    results.put((resident("VmHWM") - before, need.total - need.parts["process"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [0, 16])
+@pytest.mark.parametrize("width, depth", [(256, 4), (512, 5), (768, 7)])
+def test_the_learner_takes_what_is_estimated(tmp_path, width, depth, lora):
+    heads = {"num_attention_heads": width // 64, "num_key_value_heads": width // 128}
+    text = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": depth, **heads}
+    make_tiny(tmp_path, [toys.task()], 0, text=text)
+    config = toys.config(path=str(tmp_path), lora=lora, tokens_per_pack=2048)
+    spawn = multiprocessing.get_context("spawn")
+    results = spawn.SimpleQueue()
+    process = spawn.Process(target=two_steps, args=(config, results))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    measured, estimated = results.get()
+    params = shape_of(str(tmp_path)).params / 1e6
+    print(f"\n{params:.1f} M, LoRA {lora}: measured {measured / GB:.2f} GB, estimated {estimated / GB:.2f} GB")
+    assert 1 / 1.5 < estimated / measured < 1.5
