@@ -90,8 +90,8 @@ class Chat:
         before, whole = self._render(_asked(task)) + given, self._render([*_asked(task), answer, again])
         if not whole.startswith(before):
             raise ValueError(
-                f"{self.path}: the chat template shows earlier turns otherwise than they were, and a rollout of several "
-                "turns is trained on as it was.\nUse rollout.turns=1 with this model."
+                f"{self.path}: the chat template shows earlier turns otherwise than they were, and a rollout of "
+                "several turns is trained on as it was.\nUse rollout.turns=1 with this model."
             )
         return self._ids(whole[len(before) :], self.pads(task))
 
@@ -114,8 +114,8 @@ class Chat:
         ids = self.ids(text)
         if (shown := int((ids == self.image_token_id).sum())) != 1:
             raise ValueError(
-                f"{self.path}: the chat template writes {shown} pictures into a turn that has one: the model would not see "
-                "what it is asked about.\nTake a model whose template shows every picture of a user's turn."
+                f"{self.path}: the chat template writes {shown} pictures into a turn that has one: the model would not "
+                "see what it is asked about.\nTake a model whose template shows every picture of a user's turn."
             )
         return np.repeat(ids, np.where(ids == self.image_token_id, pads, 1))
 

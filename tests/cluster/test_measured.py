@@ -40,7 +40,7 @@ def two_steps(config, results):
 @pytest.mark.parametrize("lora", [0, 16])
 @pytest.mark.parametrize("width, depth", [(256, 4), (512, 5), (768, 7)])
 def test_the_learner_takes_what_is_estimated(tmp_path, width, depth, lora):
-    heads = {"num_attention_heads": width // 64, "num_key_value_heads": width // 128}
+    heads = {"num_attention_heads": width // 32, "num_key_value_heads": width // 64}
     text = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": depth, **heads}
     make_tiny(tmp_path, [toys.task()], 0, text=text)
     config = toys.config(path=str(tmp_path), lora=lora, tokens_per_pack=2048)
