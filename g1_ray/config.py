@@ -18,12 +18,23 @@ from envs.registry import check_module
 from envs.rewards import reward_named
 from g1_ray.config_file import override_in, read_table
 from g1_ray.config_text import explain
-from g1_ray.models.find import is_coldstart, model_path
+from g1_ray.models.find import SHIPPED, is_coldstart, model_path
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 """What names look like: they become folders and parts of the names of metrics."""
 OwnName = Annotated[str, Field(pattern=r"^[\w.]+:[\w-]+$"), AfterValidator(check_module)]
 """`module:name`, for what a module of one's own adds to a registry."""
+Folder = Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser().absolute()))]
+"""A folder of this machine, as seen from where the command runs: actors run elsewhere."""
+
+
+def _model_name(path: str) -> str:
+    folder = Path(path).expanduser()
+    return str(folder.absolute()) if folder.is_dir() and path not in SHIPPED else path
+
+
+ModelName = Annotated[str, AfterValidator(_model_name)]
+"""The same for a model, which may also be one that ships, or a Hugging Face name."""
 EngineName = Literal["vllm", "transformers"] | OwnName
 
 
@@ -65,6 +76,8 @@ class GameConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "GameConfig":
         reward_named(self.reward)
+        if isinstance(self.perception, dict) and (path := self.perception.get("path")):
+            self.perception["path"] = str(Path(path).expanduser().absolute())
         self.task()
         if not self.name:
             object.__setattr__(self, "name", self.game.rpartition(":")[2])
@@ -92,7 +105,7 @@ class LoraConfig(Section):
 class ModelConfig(Section):
     """The model that is trained."""
 
-    path: str = Field(
+    path: ModelName = Field(
         description="folder or Hugging Face name; 'tiny-base' and 'tiny-coldstart' ship with g1_ray", min_length=1
     )
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the forward and backward pass")
@@ -217,7 +230,7 @@ class EvalConfig(Section):
     moves: int = Field(100, ge=0, description="moves a run (paper: 100); 0: whole episodes")
     seed: int = Field(1_000_000, ge=0, description="of the first run; training never sees it")
     label: str = Field("", description="what the trained model is called; default: G1 after a cold start, else G0")
-    baselines: dict[str, str] = Field({}, description="models that the trained one is compared with: name = path")
+    baselines: dict[str, ModelName] = Field({}, description="models that the trained one is compared with: name = path")
     engine: Literal[""] | EngineName = Field("", description="who answers; default: engine.kind")
     timeout_s: float = Field(3600.0, gt=0, description="longest wait for news of a player")
     lab_every: int = Field(0, ge=0, description="steps between looks into the lab, with and without true perception")
@@ -236,7 +249,7 @@ class RunConfig(Section):
     """One training run, whole."""
 
     name: str = Field(pattern=NAME, description="its folder is <out>/<name>")
-    out: str = Field("runs", min_length=1, description="folder that run folders are made in")
+    out: Folder = Field("runs", min_length=1, validate_default=True, description="folder that run folders are made in")
     seed: int = Field(0, ge=0, description="what every random draw derives from")
     steps: int = Field(400, ge=1, description="optimizer steps")
     minutes: float = Field(0.0, ge=0, description="stop after so many minutes of training, steps left or not; 0: never")
@@ -296,7 +309,7 @@ class RunConfig(Section):
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return Path(self.out).expanduser() / self.name
+        return Path(self.out) / self.name
 
     @property
     def before(self) -> str:

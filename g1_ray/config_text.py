@@ -1,6 +1,7 @@
 """What is wrong with options, in words."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -117,3 +118,18 @@ def bounds(field: FieldInfo) -> str:
         if hasattr(mark, name)
     ]
     return " and ".join(found)
+
+
+def flat(value: Any, key: str = "") -> dict[str, str]:
+    """The options of a config, as JSON holds it, by their whole names, e.g. {"rollout.group_size": "8"}."""
+    if isinstance(value, Mapping | list) and value:
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        return {k: v for name, its in items for k, v in flat(its, f"{key}.{name}" if key else str(name)).items()}
+    return {key: value if isinstance(value, str) else json.dumps(value)}
+
+
+def changes(before: BaseModel, now: BaseModel) -> dict[str, str]:
+    """What each option that differs was and is, e.g. {"rollout.group_size": "8 -> 16"}."""
+    old, new = (flat(config.model_dump(mode="json")) for config in (before, now))
+    return {key: f"{old.get(key, 'none')} -> {new.get(key, 'none')}"
+            for key in [*old, *(new.keys() - old.keys())] if old.get(key) != new.get(key)}  # fmt: skip

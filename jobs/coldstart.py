@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from g1_ray.files import write_text
+from g1_ray.files import LOCK, Lock, write_text
 from g1_ray.logs import start_logging
 from jobs.options import Parser, add_config_options
 
@@ -35,9 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         print(config.model_dump_json(indent=2))
         return 0
-    if config.folder.exists() and not args.resume:
-        raise ValueError(f"{config.folder}: there is a run already; give --resume, or another name=...")
-    write_text(config.folder / "config.json", config.model_dump_json(indent=2) + "\n")
+    lock = open_folder(config, args.resume)
     start_logging("coldstart", config.folder)
     for game in config.games:
         make_data(config, game)
@@ -47,7 +45,33 @@ def main(argv: list[str] | None = None) -> int:
 
         fine_tune(config, lambda game: read_dataset(data_of(config, game)), print)
         print(f"wrote {last_checkpoint(config.folder)}")
+    lock.release()
     return 0
+
+
+def open_folder(config: "ColdstartConfig", resume: bool) -> Lock:
+    """Makes the folder of a cold start this process's, with the config in it.
+
+    Raises `ValueError` where it holds something and `resume` is not set, or where it is of other data or another model.
+    """
+    from g1_ray.coldstart.config import load_coldstart
+    from g1_ray.config_text import changes
+
+    path = config.folder
+    there = path.exists() and not (path.is_dir() and all(file.name == LOCK for file in path.iterdir()))
+    if there and not resume:
+        raise ValueError(f"{path}: there is a run already; give --resume, or another name=...")
+    if resume and not there:
+        raise ValueError(f"{path}: no run to go on with.\nLeave out --resume to start one, or mend name or out.")
+    lock = Lock(path)
+    if (path / "config.json").is_file():
+        changed = changes(load_coldstart(path / "config.json"), config)
+        for key, change in changed.items():
+            if key.partition(".")[0] in ("seed", "model", "teacher", "games"):
+                raise ValueError(f"{path} is a run with another {key} ({change}); give another name=...")
+            print(f"goes on with another {key}: {change}")
+    write_text(path / "config.json", config.model_dump_json(indent=2) + "\n")
+    return lock
 
 
 def data_of(config: "ColdstartConfig", game: "LessonConfig") -> Path:

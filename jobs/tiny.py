@@ -48,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     from g1_ray.models.tiny import TASKS, make_tiny
 
     start = out / "untrained" if args.train else out
+    if out.exists() and not (args.train and start.is_dir()) and (out.is_file() or any(out.iterdir())):
+        raise ValueError(f"{out} holds something already, which is not written over; give another folder")
     make_tiny(start, TASKS, args.seed)
     if not args.train:
         print(f"wrote {out}")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from g1_ray.config import RunConfig
     from g1_ray.evaluation.evaluation import Evaluation
     from g1_ray.pipeline.run import Pipeline
+    from g1_ray.runs.run_folder import RunFolder
 
 
 def options() -> Parser:
@@ -65,17 +66,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(config: "RunConfig", resume: bool = False, address: str = "", cluster_file: str = "") -> int:
     """Runs it all; returns the exit status."""
-    from g1_ray.cluster.join import connect
-    from g1_ray.runs.progress import Progress
-
-    connect(config, address, cluster_file)  # before anything imports ray: it settles how Ray authenticates
+    folder = _open(config, resume, address, cluster_file)
 
     from g1_ray.logs import start_logging
     from g1_ray.models.find import model_path
     from g1_ray.pipeline.run import Pipeline
-    from g1_ray.runs.run_folder import RunFolder
+    from g1_ray.runs.progress import Progress
 
-    folder = RunFolder.open(config, resume=resume)
     start_logging("driver", folder.path)
     for look in folder.track():
         print(f"curves as they come: {look}", flush=True)
@@ -118,6 +115,22 @@ def train(config: "RunConfig", resume: bool = False, address: str = "", cluster_
         say_verdict(config, folder.path, results)
     print(f"{folder.path}: curves.png, {'eval/table.md, eval/*.webp, ' if results else ''}report.json, checkpoints")
     return 0
+
+
+def _open(config: "RunConfig", resume: bool, address: str, cluster_file: str) -> "RunFolder":
+    """The run's folder, once there is a cluster with room for it; nothing is left behind where there is none."""
+    from g1_ray.cluster.join import connect
+    from g1_ray.runs.run_folder import RunFolder
+
+    folder = RunFolder.open(config, resume=resume)
+    for key, change in folder.changed.items():
+        print(f"goes on with another {key}: {change}", flush=True)
+    try:
+        connect(config, address, cluster_file)  # before anything imports ray: it settles how Ray authenticates
+    except BaseException:
+        folder.discard()
+        raise
+    return folder
 
 
 def open_evaluation(config: "RunConfig", folder: Path, checkpoint: str) -> "Evaluation":

@@ -240,7 +240,9 @@ def test_the_page_of_options_is_what_the_schema_says():
     assert not re.search(r"\| +\|$", text, re.M), "an option without a description"
 
 
-@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in RUNS if not path.stem.startswith("one-")], ids=lambda path: path.stem
+)
 def test_every_preset_fits_the_cluster_it_is_for(path):
     # Two presets start from what another command makes.
     config = load_config(path, ["model.path=tiny-base"] if 'path = "runs/' in path.read_text() else [])

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from envs.teacher import ERR_RATE
-from g1_ray.config import NAME, GameConfig, OptimizerConfig, Section, StatesConfig, load_section
+from g1_ray.config import NAME, Folder, GameConfig, ModelName, OptimizerConfig, Section, StatesConfig, load_section
 from g1_ray.evaluation.endpoint import EndpointConfig
 from g1_ray.models.find import model_path
 
@@ -63,9 +63,9 @@ class ColdstartConfig(Section):
     """One cold start, whole."""
 
     name: str = Field(description="its folder is <out>/<name>", pattern=NAME)
-    out: str = "runs"
+    out: Folder = Field("runs", validate_default=True)
     seed: int = Field(0, ge=0)
-    model: str = Field(description="folder or Hugging Face name; 'tiny-base' ships with g1_ray")
+    model: ModelName = Field(description="folder or Hugging Face name; 'tiny-base' ships with g1_ray")
     workers: int = Field(0, ge=0, description="processes that make examples; 0: one a core")
     teacher: TeacherConfig = TeacherConfig()
     games: tuple[LessonConfig, ...] = Field(min_length=1)
@@ -81,7 +81,7 @@ class ColdstartConfig(Section):
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return Path(self.out).expanduser() / self.name
+        return Path(self.out) / self.name
 
 
 def load_coldstart(path: str | Path, overrides: Sequence[str] = ()) -> ColdstartConfig:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from g1_ray.config_text import flat
 from g1_ray.evaluation.confusion import tally
 from g1_ray.evaluation.lab import COLUMNS
 from g1_ray.evaluation.results import verdict
@@ -135,7 +136,7 @@ def _renamed(line: Mapping[str, Any], label: str, name: str) -> dict[str, Any]:
 def _compared(called: Mapping[str, Told]) -> list[dict[str, Any]]:
     """Tables of the facts of each run, and of the options in which they differ."""
     said = {name: dict(facts(told)) for name, told in called.items()}
-    options = {name: _flat(told.config) for name, told in called.items()}
+    options = {name: flat(told.config) for name, told in called.items()}
     drawn = []
     for title, of, same in (("At a glance", said, True), ("Options that differ", options, False)):
         rows = [
@@ -146,14 +147,6 @@ def _compared(called: Mapping[str, Told]) -> list[dict[str, Any]]:
         if rows:
             drawn.append({"title": title, "columns": [{"name": name} for name in ("", *called)], "rows": rows})
     return drawn
-
-
-def _flat(value: Any, key: str = "") -> dict[str, str]:
-    """The options of a config by their whole names, as text."""
-    if isinstance(value, Mapping | list) and value:
-        items = value.items() if isinstance(value, Mapping) else enumerate(value)
-        return {k: v for name, its in items for k, v in _flat(its, f"{key}.{name}" if key else str(name)).items()}
-    return {key: value if isinstance(value, str) else json.dumps(value)}
 
 
 def render(

@@ -15,6 +15,7 @@ When a run goes on from the checkpoint of step N, whatever came after N is taken
 
 import functools
 import math
+import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -23,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from g1_ray.config import RunConfig, load_config
-from g1_ray.files import Journal, read_lines, write_json, write_lines, write_text
+from g1_ray.config_text import changes
+from g1_ray.files import LOCK, Journal, Lock, read_lines, write_json, write_lines, write_text
 from g1_ray.runs import checkpoints
 from g1_ray.runs.trackers import Trackers
 from g1_ray.runs.trajectories import TrajectoryWriter, files_in
@@ -42,48 +44,67 @@ class RunFolder:
             raise ValueError(f"{self.path}: no config.json, so this is not the folder of a run")
         self._journals: dict[str, Journal] = {}
         self._trackers: Trackers | None = None
+        self._lock: Lock | None = None
+        self.is_new = False
+        """Whether there was nothing before it was opened."""
+        self.changed: dict[str, str] = {}
+        """Options that a run goes on with other than before, e.g. {"rollout.group_size": "8 -> 16"}."""
 
     @classmethod
     def open(cls, config: RunConfig, resume: bool = False) -> "RunFolder":
         """The folder of a run that starts, or, with `resume`, that goes on from its newest checkpoint.
 
-        A run without a checkpoint starts anew. Raises `ValueError` where a run is there and `resume` is not set, or
-        where the run that is there is another one.
+        It is this process's until it is closed. A run that never made a step starts anew. Raises `ValueError` where a
+        run is there and `resume` is not set, where none is and `resume` is, where the run that is there is another one,
+        and where another process has it.
         """
         path = config.folder
-        if (path / "config.json").is_file():
-            folder = cls(path)
-            if not resume:
+        there = path.is_dir() and any(file.name != LOCK for file in path.iterdir())
+        if there and not (path / "config.json").is_file():
+            raise ValueError(f"{path} is there and is not the folder of a run; give another name or out")
+        if resume and not there:
+            raise ValueError(f"{path}: no run to go on with.\nLeave out --resume to start one, or mend name or out.")
+        lock = Lock(path)
+        changed: dict[str, str] = {}
+        if there:
+            before = cls(path)
+            if not resume and before.num_steps:
                 raise ValueError(
-                    f"{path} holds a run already, {folder.num_steps} steps of it.\n"
+                    f"{path} holds a run already, {before.num_steps} steps of it.\n"
                     f"Give --resume to go on with it, or another name: name={config.name}-2"
                 )
-            folder._check_same(config)
-            folder._rewind()
-        elif path.exists() and any(path.iterdir()):
-            raise ValueError(f"{path} is there and is not the folder of a run; give another name or out")
-        path.mkdir(parents=True, exist_ok=True)
+            changed = before._changes(config) if resume else {}
+            before._rewind()
         write_text(path / "config.json", config.to_json())
         folder = cls(path)
+        folder._lock, folder.changed, folder.is_new = lock, changed, not there
         folder.note(f"goes on from {latest.name}" if (latest := folder.latest()) else "starts")
+        for key, what in changed.items():
+            folder.note(f"{key}: {what}")
         return folder
+
+    def discard(self) -> None:
+        """Of a run that could not even be started: leaves nothing where there was nothing."""
+        if self.is_new:
+            shutil.rmtree(self.path)
+        self.close()
 
     @functools.cached_property
     def config(self) -> RunConfig:
         """The run's config."""
         return load_config(self.path / "config.json")
 
-    def _check_same(self, config: RunConfig) -> None:
-        """A checkpoint can only be gone on from with the model and the seed that it was made with."""
-        before, now = self.config.model_dump(mode="json"), config.model_dump(mode="json")
-        changed = [f"model.{key}" for key in before["model"] if before["model"][key] != now["model"][key]]
-        if before["seed"] != now["seed"]:
-            changed.append("seed")
-        if changed:
+    def _changes(self, config: RunConfig) -> dict[str, str]:
+        """What differs from the run that is there. A checkpoint is of its model and its seed; all else may change."""
+        changed = changes(self.config, config)
+        changed.pop("out", None)  # it has been moved
+        fixed = [key for key in changed if key == "seed" or key.startswith("model.")]
+        if fixed:
             raise ValueError(
-                f"{self.path} is a run with another {', '.join(changed)}; it can't go on with a new one.\n"
-                f"Put back what {self.path / 'config.json'} says, or give another name: name={config.name}-2"
+                f"{self.path} is a run with another {', '.join(fixed)} ({changed[fixed[0]]}); it can't go on with that."
+                f"\nPut back what {self.path / 'config.json'} says, or give another name: name={config.name}-2"
             )
+        return changed
 
     # Metrics
 
@@ -195,6 +216,8 @@ class RunFolder:
             journal.close()
         if self._trackers:
             self._trackers.close()
+        if self._lock:
+            self._lock.release()
 
     def _append(self, name: str, line: Mapping[str, Any]) -> None:
         self._journals.setdefault(name, Journal(self.path / name)).append(line)

@@ -145,6 +145,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_a_cut_off_line_too(tmp_path):
     (folder.checkpoint(2) / "model.safetensors").write_bytes(b"wei")
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "rew')
+    folder.close()
     again = RunFolder.open(small_config(tmp_path), resume=True)
     assert again.latest() == again.checkpoint(1) and again.num_steps == 1
     again.log(2, {"reward": 2.0})
@@ -281,3 +282,50 @@ def test_the_minutes_of_a_run_bound_the_time_left(tmp_path):
     assert bar.seconds_left <= 60
     bar.step(1, {"step_s": 10.0})
     assert 45 < bar.seconds_left <= 50
+
+
+def test_a_run_has_one_writer(tmp_path):
+    first = RunFolder.open(small_config(tmp_path))
+    first.log(1, {"reward": 1.0})
+    with pytest.raises(ValueError, match=r"in use by process \d+ on .*\n.*another folder"):
+        RunFolder.open(small_config(tmp_path), resume=True)
+    assert first.num_steps == 1 and RunFolder(first.path).num_steps == 1  # who reads needs no lock
+    first.close()
+    RunFolder.open(small_config(tmp_path), resume=True).close()
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ({"rollout": {"group_size": 4}}, {"rollout.group_size": "8 -> 4"}),
+        ({"steps": 12, "optimizer": {"lr": 0.5}}, {"steps": "400 -> 12", "optimizer.lr": "1e-06 -> 0.5"}),
+        ({}, {}),
+    ],
+)
+def test_a_run_that_goes_on_with_other_options_says_so(tmp_path, options, told):
+    folder = RunFolder.open(small_config(tmp_path))
+    folder.log(1, {"reward": 1.0})
+    folder.close()
+    again = RunFolder.open(small_config(tmp_path, **options), resume=True)
+    assert again.changed == told
+    assert [line["note"] for line in lines(again.path / "notes.jsonl")][2:] == [f"{k}: {v}" for k, v in told.items()]
+
+
+def test_going_on_needs_a_run_and_starting_none(tmp_path):
+    with pytest.raises(ValueError, match="no run to go on with.\n.*--resume"):
+        RunFolder.open(small_config(tmp_path), resume=True)
+    assert not (tmp_path / "small").exists()
+    RunFolder.open(small_config(tmp_path)).close()  # was started, and never made a step
+    again = RunFolder.open(small_config(tmp_path))
+    again.discard()
+    assert again.path.is_dir()
+    fresh = RunFolder.open(small_config(tmp_path, name="fresh"))
+    fresh.discard()
+    assert not fresh.path.exists()
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "/proc/nowhere"])
+def test_a_place_that_cannot_be_written_is_told(tmp_path, out):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="can't be written|is there and is not"):
+        RunFolder.open(small_config(tmp_path / out))
