@@ -110,7 +110,7 @@ def _silence(place: str) -> str:
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAUTHENTICATED):
                 return ""  # somebody is there
-            words = (error.details() or str(error.code())).splitlines()[0]
+            words = (error.details() or str(error.code())).splitlines()[0].rpartition("last error: ")[2]
             return f"no word in {PROBE_S:g} s" if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED else words
     return ""
 
