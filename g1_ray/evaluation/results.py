@@ -203,13 +203,14 @@ def verdict(results: Sequence[Mapping[str, Any]], trained: str, before: str) -> 
     `results` are lines of results.json (`as_json`); `trained` and `before` are the names of the two in them, with or
     without the way that they were asked: "G1" is "G1", "G1, T=1" and "G1, greedy". A line is e.g.
     "2048, greedy: G1 is better than cold start by 100 [41, 161]: 724 after 624". Where the interval of the difference
-    has 0 in it the two are "level, no difference that 30 runs can tell". None where one of them did not play.
+    has 0 in it the two are "level, no difference that 30 runs can tell". None where one of them did not play. A player
+    that is not asked, as "random-legal", has but one way.
     """
     scores = {(line["game"], line["player"]): (Mean(*line["score"]), line["runs"]) for line in results}
     lines = []
     for (game, player), (now, runs) in scores.items():
         way = player.removeprefix(trained)
-        past, _ = scores.get((game, before + way), (None, 0))
+        past, _ = scores.get((game, before + way)) or scores.get((game, before), (None, 0))
         if past is None or not player.startswith(trained) or not (not way or way.startswith(", ")):
             continue
         where = f"{game}{way}: {trained}"
