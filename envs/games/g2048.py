@@ -1,8 +1,7 @@
 """2048: slide the tiles; two equal ones that meet become one of the next kind. Kind k is the tile 2**k.
 
-Two implementations of the same rules, tested to agree bit for bit: `Game2048` plays one board with memoised lines
-(about 8 us a move), `Batch2048` plays B boards at once in numpy, in the layout [rows, cols, B] so that every operation
-runs over contiguous boards.
+Two implementations of the same rules, tested to agree bit for bit: `Game2048` plays one board with memoised lines (8 us
+a move), `Batch2048` B boards at once in numpy, laid out [rows, cols, B] so that operations run over contiguous boards.
 """
 
 from collections.abc import Mapping, Sequence

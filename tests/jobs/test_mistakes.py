@@ -124,7 +124,7 @@ def test_every_package_of_an_extra_has_its_modules():
     import tomllib
 
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    named = {"pyyaml": "yaml", "inspect-ai": "inspect_ai"}
+    named = {"pyyaml": "yaml", "inspect-ai": "inspect_ai", "grpcio": "grpc"}
     for extra, modules in EXTRAS.items():
         packages = [text.split("[")[0].split("=")[0].split(">")[0].strip() for text in extras[extra]]
         assert {named.get(package, package) for package in packages} <= set(modules)
