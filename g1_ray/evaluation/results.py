@@ -210,7 +210,7 @@ def verdict(results: Sequence[Mapping[str, Any]], trained: str, before: str) -> 
     lines = []
     for (game, player), (now, runs) in scores.items():
         way = player.removeprefix(trained)
-        past, _ = scores.get((game, before + way)) or scores.get((game, before), (None, 0))
+        past, _ = scores.get((game, before + way)) or scores.get((game, before)) or (None, 0)
         if past is None or not player.startswith(trained) or not (not way or way.startswith(", ")):
             continue
         where = f"{game}{way}: {trained}"
