@@ -103,11 +103,11 @@ class Progress:
         return by_steps, self.config.minutes * 60 - spent if self.config.minutes else float("inf")
 
     def _done(self) -> str:
-        """How far the run is, by what will end it: "minute 3 of 11, step 53" or "step 53 of 1000"."""
+        """How far the run is, by what will end it: "step 53, minute 3 of 11" or "step 53 of 1000"."""
         by_steps, by_clock = self._ends()
         if by_clock < by_steps:
             minute = min(math.ceil(self.config.minutes), int((time.monotonic() - self._begun) / 60) + 1)
-            return f"minute {minute} of {self.config.minutes:g}, step {self.step_done}"
+            return f"step {self.step_done}, minute {minute} of {self.config.minutes:g}"
         return f"step {self.step_done} of {self.config.steps}"
 
     def _games(self) -> list[str]:

@@ -261,7 +261,7 @@ def test_a_run_that_its_minutes_will_end_is_told_by_them(tmp_path):
         bar._begun -= 9 * 60
         bar.step(53, {"step_s": 10.0})
     first, last = out.getvalue().splitlines()
-    assert first.startswith("minute 3 of 11, step 1 | ") and last.startswith("minute 11 of 11, step 53 | ")
+    assert first.startswith("step 1, minute 3 of 11 | ") and last.startswith("step 53, minute 11 of 11 | ")
 
 
 def test_a_count_tells_its_total_and_the_time_left(monkeypatch):
