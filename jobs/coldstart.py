@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         print(config.model_dump_json(indent=2))
         return 0
+    check_teacher(config)
     lock = open_folder(config, args.resume)
     start_logging("coldstart", config.folder)
     for game in config.games:
@@ -79,6 +80,17 @@ def data_of(config: "ColdstartConfig", game: "LessonConfig") -> Path:
     return config.folder / "data" / f"{game.name}.parquet"
 
 
+def check_teacher(config: "ColdstartConfig") -> None:
+    """Raises `ValueError` where a teacher that has yet to answer can't be reached."""
+    from g1_ray.evaluation.endpoint import Endpoint, EndpointError
+
+    if config.teacher.kind == "endpoint" and not all(data_of(config, game).exists() for game in config.games):
+        try:
+            Endpoint(config.teacher).meet()
+        except EndpointError as error:
+            raise ValueError(f"teacher: {error}") from None
+
+
 def make_data(config: "ColdstartConfig", game: "LessonConfig") -> None:
     """Writes the examples of a game, unless they are there."""
     from g1_ray.coldstart.dataset import write_dataset
@@ -88,7 +100,7 @@ def make_data(config: "ColdstartConfig", game: "LessonConfig") -> None:
     if path.exists():
         return
     skipped: Counter[str] = Counter()
-    maker = Maker(game, config.teacher, config.seed)
+    maker = Maker(game, config.teacher, config.seed, path.with_suffix(".replies.jsonl"))
     examples = make_examples(maker, game.examples, config.workers, lambda cause: skipped.update([cause]))
     rows = write_dataset(path, examples)
     unusable = f"; unusable answers: {dict(skipped)}" if skipped else ""

@@ -1,7 +1,11 @@
 """Any players on any games, all on the same seeds: tables with intervals, every move, clips. What is there is kept."""
 
 import argparse
+import os
 import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +17,10 @@ if TYPE_CHECKING:
     from g1_ray.config import GameConfig
     from g1_ray.evaluation.evaluation import Evaluation
     from g1_ray.evaluation.job import Entry
+    from g1_ray.evaluation.players import Player
 
+SECONDS_BETWEEN_TROUBLES = 15.0
+"""Of endpoints, told where there is no terminal."""
 EPILOG = """players: uniform, random-legal, greedy, oracle, teacher; human:FILE (g1-ray play --save FILE.parquet);
   a model's folder, name or run; an endpoint's URL. Each may have a name and options:
   cold=tiny-coldstart?temperature=0  runs/demo?engine.kind=vllm  gpt=https://host/v1?model=NAME&key_env=API_KEY
@@ -40,6 +47,9 @@ def options() -> Parser:
     parser.add_argument("--lab", type=int, default=0, metavar="STATES", help="with models: ask about so many states "
                         "under interventions, to see whether seeing or thinking holds them back")  # fmt: skip
     parser.add_argument("--address", default="", help="Ray cluster to join (default: RAY_ADDRESS, else a local one)")
+    parser.add_argument(
+        "--cluster", default="", metavar="FILE", help="a cluster file, where the cluster may grow to it"
+    )
     return parser
 
 
@@ -51,7 +61,6 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError("--clips needs --out")
 
     from envs import game_names
-    from g1_ray.cluster.join import join
     from g1_ray.evaluation.evaluation import Evaluation, play_all
     from g1_ray.evaluation.folder import Protocol
     from g1_ray.evaluation.grid import variants
@@ -61,30 +70,67 @@ def main(argv: list[str] | None = None) -> int:
 
     games = [parse_game(text) for text in args.games or game_names()]
     players = [parse_player(text) for text in args.players]
-    for player in players:
-        player.check()
-    names = [player.name for player in players]
-    if args.against and args.against not in names:
-        raise ValueError(f"--against {args.against}: none of --players{nearest(args.against, names)}")
-    if args.lab and not any(player.in_lab for player in players):
-        raise ValueError("--lab is for models that are loaded here; there is none among --players")
+    check_names(args, players)
     if args.grid:
         games = [variant for game in games for variant in variants(game)]
     entries = [Entry(game, player) for game in games for player in players]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as nowhere:  # processes may still write their logs
         out = Path(args.out or nowhere)
+        check_players(entries, args, out)
         evaluation = Evaluation.open(out, entries, Protocol(args.runs, args.moves, args.seed), args.lab)
         start_logging("evaluate", out)
         try:
             if left := args.lab or not all(map(evaluation.is_over, entries)):
-                join(args.address)
+                connect(evaluation, args)
             with Show(evaluation) as show:
                 if left:
                     play_all(evaluation, show)
+            finish(evaluation, args, out)
         finally:
             evaluation.folder.close()
-        finish(evaluation, args, out)
     return 1 if evaluation.failed else 0
+
+
+def check_names(args: argparse.Namespace, players: "Sequence[Player]") -> None:
+    """Raises `ValueError` where what is asked for has no player."""
+    names = [player.name for player in players]
+    if args.against and args.against not in names:
+        raise ValueError(f"--against {args.against}: none of --players{nearest(args.against, names)}")
+    if args.lab and not any(player.in_lab for player in players):
+        raise ValueError("--lab is for models that are loaded here; there is none among --players")
+
+
+def check_players(entries: "list[Entry]", args: argparse.Namespace, out: Path) -> None:
+    """Raises `ValueError` where a player that has yet to play will not be able to, before anything starts."""
+    from g1_ray.cluster.placement import this_machine
+    from g1_ray.evaluation.evaluation import check_room
+    from g1_ray.evaluation.folder import moves_of
+
+    left = {entry.player.name: entry.player for entry in entries if args.lab or not moves_of(out, entry).is_file()}
+    for player in left.values():
+        player.check()
+        if not elsewhere(args):
+            player.check_here()
+    if not elsewhere(args):
+        check_room(left.values(), this_machine())
+
+
+def elsewhere(args: argparse.Namespace) -> bool:
+    """Whether players play on a cluster that is there already."""
+    return bool(args.address or os.environ.get("RAY_ADDRESS"))
+
+
+def connect(evaluation: "Evaluation", args: argparse.Namespace) -> None:
+    """Joins the cluster. Raises `ValueError` where it has no room for a player."""
+    from g1_ray.cluster.join import join
+    from g1_ray.cluster.placement import nodes_of_ray, nodes_of_yaml
+    from g1_ray.evaluation.evaluation import check_room
+
+    join(args.address)
+    import ray
+
+    nodes = nodes_of_yaml(args.cluster) if args.cluster else nodes_of_ray(ray.nodes())
+    check_room([entry.player for entry in evaluation.entries if not evaluation.is_over(entry)], nodes)
 
 
 class Show:
@@ -97,6 +143,7 @@ class Show:
         if kept := sum(map(evaluation.is_over, evaluation.entries)):
             print(f"{kept} of {len(evaluation.entries)} lines of the table are there", flush=True)
         done, total = evaluation.progress()
+        self.wrong, self.told = 0, -SECONDS_BETWEEN_TROUBLES
         self.count = Count("moves", total, done)
 
     def __enter__(self) -> "Show":
@@ -111,12 +158,29 @@ class Show:
         evaluation = self.evaluation
         over = sum(map(evaluation.is_over, evaluation.entries)) if entry else 0
         about = f"{' '.join(entry.key)} is done, {over} of {len(evaluation.entries)}" if entry else ""
+        wrong = sum(count for counts in evaluation.troubles.values() for count in counts.values())
+        if wrong > self.wrong and time.monotonic() - self.told > SECONDS_BETWEEN_TROUBLES:
+            self.wrong, self.told = wrong, time.monotonic()
+            about = "; ".join([*filter(None, [about]), *(troubled(*told) for told in evaluation.troubles.items())])
         self.count(evaluation.progress()[0], about)
+
+
+def troubled(name: str, counts: Counter[str]) -> str:
+    """What went wrong on the way to a player's replies."""
+    return f"{name}: " + ", ".join(f"{count} x {what}" for what, count in counts.most_common())
 
 
 def is_the_papers(game: "GameConfig") -> bool:
     """Whether what the paper publishes of a game of that name is of boards like these."""
     return game.name == game.game and game.task().reasoning == Task.make(game.game).reasoning
+
+
+def why_stopped(evaluation: "Evaluation") -> list[str]:
+    """For each reason, who gave no more replies on which games, and what helps."""
+    games: dict[tuple[str, str], list[str]] = {}
+    for (game, name), failed in evaluation.failed.items():
+        games.setdefault((name, failed.why), []).append(game)
+    return [f"{name} stopped on {', '.join(on)}: {why}" for (name, why), on in games.items()]
 
 
 def finish(evaluation: "Evaluation", args: argparse.Namespace, out: Path) -> None:
@@ -130,19 +194,22 @@ def finish(evaluation: "Evaluation", args: argparse.Namespace, out: Path) -> Non
 
     results = evaluation.results(args.against)
     games = {entry.game.name: entry.game for entry in evaluation.entries if args.moves == 100}
-    rows = results_table(results, args.against, published=[name for name, game in games.items() if is_the_papers(game)])
+    published = [name for name, game in games.items() if is_the_papers(game)]
+    rows = results_table(evaluation.lines(args.against), args.against, published)
+    stopped = why_stopped(evaluation)
     if results:
         print(aligned(rows))
-        write_results(out, results, rows)
+        write_results(out, results, rows, stopped)
         if args.grid:
             save_grid(out / "grid.png", results)
     if evaluation.labs:
         print("\n" + aligned(lab_table(evaluation.labs)))
         write_labs(out, evaluation.labs)
     for name, counts in evaluation.troubles.items():
-        print(f"{name}: " + ", ".join(f"{count} x {what}" for what, count in counts.most_common()))
-    for name, why in evaluation.failed.items():
-        print(f"{name}: {why}\nits answers are kept; the same command goes on from there", flush=True)
+        print(troubled(name, counts))
+    print("".join(f"{line}\n" for line in stopped), end="", flush=True)
+    if stopped and args.out and evaluation.num_answers:
+        print("what was answered is kept; the same command goes on from there")
     for entry in evaluation.entries if args.clips else ():
         if evaluation.is_over(entry):
             path = out / file_name(*entry.key, f".{args.clips}")

@@ -17,8 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-Answer = tuple[int, dict[str, str], dict[str, Any]]
-"""Status, headers, body."""
+Answer = tuple[int, dict[str, str], Any]
+"""Status, headers, body: bytes as they are, all else as JSON."""
+
+
+USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
 
 
 @contextmanager
@@ -32,7 +35,7 @@ def serving(respond: Callable[[dict[str, Any], Any], Answer | None]) -> Iterator
             if made is None:
                 return
             status, headers, body = made
-            data = json.dumps(body).encode()
+            data = body if isinstance(body, bytes) else json.dumps(body).encode()
             self.send_response(status)
             for name, value in {
                 "Content-Type": "application/json",
@@ -60,9 +63,8 @@ def serving(respond: Callable[[dict[str, Any], Any], Answer | None]) -> Iterator
         server.server_close()
 
 
-def reply(text: str | None, finish_reason: str = "stop") -> Answer:
-    choice = {"message": {"role": "assistant", "content": text}, "index": 0, "finish_reason": finish_reason}
-    usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+def reply(text: Any, finish_reason: str = "stop", usage: Any = USAGE, **message: Any) -> Answer:
+    choice = {"message": {"role": "assistant", "content": text, **message}, "index": 0, "finish_reason": finish_reason}
     return (
         200,
         {},

@@ -127,6 +127,16 @@ def nodes_assumed(text: str) -> list[Node]:
     return nodes
 
 
+def check_task(what: str, asks: Node, nodes: Sequence[Node]) -> None:
+    """Raises `ValueError` where no node is large enough for a process, `what`, that asks for so much."""
+    for resource, amount in asks.items():
+        largest = max((node.get(resource, 0) for node in nodes), default=0)
+        if amount > largest + 1e-6:
+            raise ValueError(
+                f"{what} asks for {_amount(resource, amount)}, the largest node has {_amount(resource, largest)}"
+            )
+
+
 def check_placement(needs: Sequence[Need], nodes: Sequence[Node]) -> list[Counter[str]]:
     """The roles on every node. Raises `ValueError` of at most three lines that says what is missing and what helps."""
     if not nodes:

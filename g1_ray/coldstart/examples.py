@@ -5,23 +5,32 @@
 Example i depends on the seed and on i alone, so a data set is the same however many processes made it.
 """
 
+import dataclasses
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from envs import Codec, Game, State, Task
 from envs.rewards import reward_named
 from envs.teacher import Lesson, Novice, Oracle, Teacher
 from g1_ray.coldstart.config import LessonConfig, TeacherConfig
-from g1_ray.evaluation.endpoint import Endpoint, EndpointConfig
+from g1_ray.evaluation.endpoint import Endpoint, EndpointConfig, EndpointError
+from g1_ray.evaluation.play import Reply
+from g1_ray.evaluation.replies import kept_replies
+from g1_ray.files import Journal
 from g1_ray.rollout.starts import draw
 from g1_ray.seeds import seed_of
 
+_LINE = TypeAdapter(tuple[str, str, int, Reply])
+"""Of a teacher's replies: URL, model, what the answer was sampled with, reply."""
 CHUNK = 128
 """Examples that a process makes at a time."""
 PATIENCE = 32
@@ -47,15 +56,19 @@ class Unusable(ValueError):
 
 
 class EndpointTeacher(Teacher):
-    """A teacher behind an endpoint, with the true board put into its answers."""
+    """A teacher behind an endpoint, with the true board put into its answers; they are kept in a file of `replies`."""
 
-    def __init__(self, task: Task, config: EndpointConfig) -> None:
+    def __init__(self, task: Task, config: EndpointConfig, replies: Path | None = None) -> None:
         self.endpoint, self._task, self.codec = Endpoint(config), task, Codec(task)
-        self._prompt = self.codec.prompt()
+        self._prompt, self._lock = self.codec.prompt(), threading.Lock()
+        self._source = config.url, config.model
+        self._journal = Journal(replies) if replies else None
+        kept = kept_replies(replies, _LINE) if replies else ()
+        self._known = {seed: reply for *source, seed, reply in kept if tuple(source) == self._source}
 
     def answer(self, game: Game, rng: np.random.Generator) -> Lesson:
         """The endpoint's answer with the true board in place of what it saw. Raises `Unusable` where it has no move."""
-        reply = self.endpoint.ask(State.of(self._task, game), self._prompt, int(rng.integers(1 << 31)))
+        reply = self._ask(State.of(self._task, game), int(rng.integers(1 << 31)))
         read = self.codec.read(reply.text)
         if read.action is None:
             raise Unusable(str(read.cause))
@@ -63,6 +76,22 @@ class EndpointTeacher(Teacher):
             raise Unusable("no thinking")
         text = self.codec.write(game.perception(), (read.thinking or "").strip(), read.action)
         return Lesson(text, read.action, False)
+
+    def _ask(self, state: State, seed: int) -> Reply:
+        """The reply, known or new. Raises `ValueError` where the endpoint gives none to anything any more."""
+        if seed in self._known:
+            return self._known[seed]
+        try:
+            reply = self.endpoint.ask(state, self._prompt, seed)
+        except EndpointError as error:
+            if error.game_only:
+                raise Unusable(error.cause) from None
+            kept = "\nits answers are kept; --resume goes on with them" if self._journal else ""
+            raise ValueError(f"teacher: {error}{kept}") from None
+        if self._journal:
+            with self._lock:
+                self._journal.append([*self._source, seed, dataclasses.asdict(reply)])
+        return reply
 
 
 @dataclass(frozen=True)
@@ -72,6 +101,8 @@ class Maker:
     game: LessonConfig
     teacher: TeacherConfig
     seed: int
+    replies: Path | None = None
+    """File that an endpoint's answers are kept in, so that none is asked for twice."""
 
     @functools.cached_property
     def parts(self) -> tuple[Task, Oracle, Teacher]:
@@ -83,7 +114,7 @@ class Maker:
                 return task, oracle, oracle
             case "novice":
                 return task, oracle, Novice(task)
-        return task, oracle, EndpointTeacher(task, self.teacher)
+        return task, oracle, EndpointTeacher(task, self.teacher, self.replies)
 
     def __call__(self, index: int) -> Example | str:
         """Example number `index`, or why there is none."""
@@ -109,6 +140,7 @@ class Maker:
     def executor(self, workers: int) -> tuple[Executor, int]:
         """What makes examples side by side, and how many it makes at a time."""
         if self.teacher.kind == "endpoint":
+            assert self.parts  # made here, once, for all threads
             return ThreadPoolExecutor(self.teacher.concurrency), 1
         return ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")), CHUNK
 

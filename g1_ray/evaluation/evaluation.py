@@ -9,19 +9,20 @@ import dataclasses
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from g1_ray.cluster.join import PROCESS_ENV
+from g1_ray.cluster.placement import Node, check_task
 from g1_ray.config import RunConfig
 from g1_ray.evaluation.folder import EvaluationFolder, Protocol
 from g1_ray.evaluation.job import Answered, Entry, Failed, Job, LabOver, News, RunOver, Troubled, work
 from g1_ray.evaluation.lab import Lab
 from g1_ray.evaluation.play import Run
-from g1_ray.evaluation.players import Asked, Classic, Model
-from g1_ray.evaluation.results import Result, result_of
+from g1_ray.evaluation.players import Asked, Classic, Model, Player
+from g1_ray.evaluation.results import Result, Stopped, result_of
 from g1_ray.logs import start_logging
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,8 @@ class Evaluation:
     protocol: Protocol
     folder: EvaluationFolder
     runs: dict[tuple[str, str], list[Run]] = dataclasses.field(default_factory=dict)
-    failed: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Players that gave no more replies -> why."""
+    failed: dict[tuple[str, str], Failed] = dataclasses.field(default_factory=dict)
+    """Entries that there are no more replies for -> why."""
     troubles: dict[str, Counter[str]] = dataclasses.field(default_factory=dict)
     """What went wrong on the way to a player's replies."""
     lab: int = 0
@@ -109,10 +110,18 @@ class Evaluation:
                 self.num_answers += 1
                 self.answers[news.key[:3]] += 1
             case Failed():
-                self.failed[news.player] = news.why
+                for entry in self.entries:
+                    if (
+                        entry.player.name == news.player
+                        and news.game in ("", entry.game.name)
+                        and not self.is_over(entry)
+                    ):
+                        self.failed[entry.key] = news
+                self.folder.note(news)
                 log.info("%s: %s", news.player, news.why)
             case Troubled():
                 self.troubles.setdefault(news.player, Counter()).update(news.counts)
+                self.folder.note(news)
             case LabOver():
                 self.labs.append(news.lab)
             case RunOver() if len(self.runs[news.key]) < self.protocol.runs:
@@ -123,8 +132,14 @@ class Evaluation:
                     return entry
         return None
 
+    def lines(self, against: str = "") -> list[Result | Stopped]:
+        """The lines of the table: `results`, and the entries that stopped, in the order of the entries."""
+        lines = {(result.game, result.player): result for result in self.results(against)}
+        stopped = {key: Stopped(*key, failed.cause) for key, failed in self.failed.items()}
+        return [(lines | stopped)[entry.key] for entry in self.entries if entry.key in lines | stopped]
+
     def results(self, against: str = "") -> list[Result]:
-        """The lines of the table, of the entries that are over. `against`: the player whom scores are compared with."""
+        """The lines of the entries that are over. `against`: the player whom scores are compared with."""
         results = []
         for entry in self.entries:
             if self.is_over(entry):
@@ -160,6 +175,15 @@ def entries_of(config: RunConfig, models: Mapping[str, str]) -> list[Entry]:
     return [Entry(game, player) for game in config.games for player in (*classic[:-1], *asked, classic[-1])]
 
 
+def check_room(players: Iterable[Player], nodes: Sequence[Node]) -> None:
+    """Raises `ValueError` where a player's process fits on none of the nodes."""
+    gpus = sum(node.get("GPU", 0) for node in nodes)
+    for player in players:
+        needs = player.needs(gpus)
+        asks = {"GPU": needs.get("num_gpus", 0), "CPU": needs.get("num_cpus", 0)}
+        check_task(f"player {player.name!r}", asks, nodes)
+
+
 def _work(job: Job, folder: Path) -> Iterator[list[News]]:
     """A job in a process of its own."""
     start_logging(job.entries[0].player.kind, folder)
@@ -179,7 +203,7 @@ def play_all(evaluation: Evaluation, tell: Callable[[Entry | None], None], timeo
     task = ray.remote(_work)
     options = {"num_returns": "streaming", "max_retries": 0, "runtime_env": {"env_vars": PROCESS_ENV}}
     streams = [
-        task.options(**options, **job.entries[0].player.needs(gpus)).remote(job, evaluation.folder.path)
+        task.options(**options, **job.entries[0].player.needs(gpus)).remote(job, evaluation.folder.path.absolute())
         for job in evaluation.jobs(gpus)
     ]
     heard = time.monotonic()

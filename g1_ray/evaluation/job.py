@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -23,6 +24,8 @@ from g1_ray.evaluation.players import Asked, Chooser, Opened, Player
 log = logging.getLogger(__name__)
 Key = tuple[str, str, int, int]
 """Of a question: game, player, seed, move, e.g. ("2048", "tiny-base", 0, 17)."""
+TICK_S = 5.0
+"""Longest time that troubles are kept back while no reply comes."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,16 @@ class Failed:
 
     player: str
     why: str
-    """E.g. "https://host/v1: no reply in 8 tries; HTTP status 500 (InternalServerError)"."""
+    """E.g. "https://host/v1: no reply in 8 tries; HTTP status 500: out of memory"."""
+    cause: str = ""
+    """In few words: "500"."""
+    game: str = ""
+    """On which it gives none; '': on none at all."""
 
 
 @dataclass(frozen=True)
 class Troubled:
-    """News: what went wrong on the way to a player's replies, and how often."""
+    """News: what went wrong on the way to a player's replies since the last of these, and how often."""
 
     player: str
     counts: Mapping[str, int]
@@ -119,7 +126,11 @@ class AskedJob:
         self.players: list[Asked] = [entry.player for entry in job.entries if isinstance(entry.player, Asked)]
         self._news: list[News] = []
         self._told = asyncio.Event()
-        self._failed: set[str] = set()
+        self._failed: set[tuple[str, str]] = set()
+        """Entries that are given up."""
+        self._opened: Opened | None = None
+        self._troubles: Counter[str] = Counter()
+        """That are told."""
 
     def work(self) -> Iterator[list[News]]:
         """Does the job; yields the news that there are, as soon as there are any."""
@@ -127,6 +138,7 @@ class AskedJob:
             playing = runner.get_loop().create_task(self._play())
             while not playing.done():
                 runner.run(self._until_news(playing))
+                self._tell_troubles()
                 if self._news:
                     news, self._news = self._news, []
                     yield news
@@ -134,9 +146,14 @@ class AskedJob:
 
     async def _until_news(self, playing: asyncio.Task[None]) -> None:
         told = asyncio.create_task(self._told.wait())
-        await asyncio.wait([playing, told], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([playing, told], timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
         told.cancel()
         self._told.clear()
+
+    def _tell_troubles(self) -> None:
+        if self._opened and (new := Counter(self._opened.troubles()) - self._troubles):
+            self._troubles += new
+            self._tell(Troubled(self.players[0].name, dict(new)))
 
     def _tell(self, news: News) -> None:
         self._news.append(news)
@@ -148,15 +165,13 @@ class AskedJob:
         tasks = [entry.game.task() for entry in job.entries]
         given = contextlib.nullcontext(self._given) if self._given else None
         async with given or player.opened(self.players, tasks, job.gpus) as opened:
-            self._opened: Opened = opened
+            self._opened = opened
             log.info("%s: %d runs", ", ".join(each.name for each in self.players), len(job.entries) * len(job.seeds))
             await asyncio.gather(*(self._run(entry, seed) for entry in job.entries for seed in job.seeds))
             if job.lab and opened.examine:
                 for entry, its in zip(job.entries, self.players, strict=True):
                     states = lab_states(entry.game.task(), job.lab)
                     self._tell(LabOver(await opened.examine(its, entry.game.name, states)))
-        if troubles := opened.troubles():
-            self._tell(Troubled(player.name, troubles))
 
     async def _run(self, entry: Entry, seed: int) -> None:
         """One run, as far as the player goes."""
@@ -173,14 +188,22 @@ class AskedJob:
         assert isinstance(player, Asked)
         if question.key in self.job.known:
             return self.job.known[question.key]
-        if player.name in self._failed:
+        entry = question.game, question.player
+        if entry in self._failed:
             raise Stopped
+        assert self._opened is not None
         try:
             reply = await self._opened.ask(player, question)
         except EndpointError as error:
-            if player.name not in self._failed:
-                self._failed.add(player.name)
-                self._tell(Failed(player.name, str(error)))
+            if entry not in self._failed:
+                self._give_up(entry, error)
             raise Stopped from None
         self._tell(Answered(question.key, reply))
         return reply
+
+    def _give_up(self, entry: tuple[str, str], error: EndpointError) -> None:
+        """A player on a game, or on all of them."""
+        game, player = entry
+        gone = [entry] if error.game_only else [other.key for other in self.job.entries if other.player.name == player]
+        self._failed |= set(gone)
+        self._tell(Failed(player, str(error), error.cause, game if error.game_only else ""))

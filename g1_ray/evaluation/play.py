@@ -26,6 +26,8 @@ from g1_ray.types import Completion, Ints, Prompt, Request, Sampling
 if TYPE_CHECKING:
     from g1_ray.models.chat import Chat
 
+CUT = "length"
+"""Why an answer ended that was cut off at its longest length."""
 CUT_OFF = "cut off"
 """Cause of an answer that gives no move because it was ended at its longest length."""
 
@@ -59,14 +61,23 @@ class Question:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a player answered."""
+    """What a player answered, such that it can be written anywhere: halves of signs become U+FFFD."""
 
     text: str
     finish_reason: str = "stop"
-    """'length' where the answer was cut off; '' while it grows."""
-    prompt_tokens: int = 0
-    tokens: int = 0
+    """`CUT` where the answer was cut off; '' while it grows."""
+    prompt_tokens: int | None = 0
+    """None: nobody told."""
+    tokens: int | None = 0
     seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("text", "finish_reason"):
+            whole = getattr(self, name).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            object.__setattr__(self, name, whole)
+        for name in ("prompt_tokens", "tokens"):
+            if not 0 <= (getattr(self, name) or 0) < 1 << 31:  # parquet has so many bits for it
+                object.__setattr__(self, name, None)
 
 
 Ask = Callable[[Question], Awaitable[Reply]]
@@ -139,8 +150,9 @@ class Move:
     """Whether the board was described without an error; None for players that describe none."""
     perception_share: float | None = None
     """Share of the cells that were described right."""
-    prompt_tokens: int = 0
-    tokens: int = 0
+    prompt_tokens: int | None = 0
+    """None: the endpoint does not tell."""
+    tokens: int | None = 0
     seconds: float = 0.0
 
 
@@ -286,7 +298,7 @@ async def play_asked(
         state, best = table.state, table.best
         reply = await ask(Question(game, player, seed, len(table.moves), state))
         judged = judge(codec, table.game, reply.text, reward)
-        cut_off = judged.answer.cause and reply.finish_reason == "length"
+        cut_off = judged.answer.cause and reply.finish_reason == CUT
         table.count(
             state,
             best,

@@ -10,7 +10,7 @@ KINDS["mine"] = MyPlayer    in a module of your own, for `mine:WHAT`, or `module
 import asyncio
 import contextlib
 import functools
-import os
+import json
 import re
 import tempfile
 from abc import abstractmethod
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from envs import PLAYERS, Game, Perception, State, Task, game_spec
 from envs.codec import prompt_of
@@ -30,10 +30,10 @@ from envs.registry import Registry
 from g1_ray.config import EngineConfig, GameConfig, Section
 from g1_ray.config_text import explain
 from g1_ray.engines.make import default_kind, make_engine
-from g1_ray.evaluation.endpoint import Endpoint, EndpointConfig
+from g1_ray.evaluation.endpoint import KEYS, Endpoint, EndpointConfig, EndpointError, check_url
 from g1_ray.evaluation.lab import Lab, experiment
 from g1_ray.evaluation.play import Question, Reply, Stopped, ask_model, watch_model
-from g1_ray.grammar import option_types, parse_spec, read_option
+from g1_ray.grammar import is_secret, option_types, parse_spec, read_option, shown
 from g1_ray.models.find import check_model, is_adapter, merge_adapter, model_path
 from g1_ray.types import Sampling
 
@@ -46,6 +46,8 @@ class Player(Section):
 
     in_lab: ClassVar[bool] = False
     """Whether the lab can begin its answers."""
+    stands_first: ClassVar[tuple[str, ...]] = ("name", "kind", "what")
+    """Fields that are given before the options."""
     name: str = Field("", description="what it is called in tables; default: what it is")
     kind: str
     what: str = Field(description="a classic player, a file of moves, a model's folder or name, an endpoint's URL")
@@ -62,6 +64,9 @@ class Player(Section):
 
     def check(self) -> None:
         """Raises `ValueError` for what only this machine or the network knows: a model that is not to be had."""
+
+    def check_here(self) -> None:
+        """The same, where it is to play on this machine and no other: an endpoint that can't be reached."""
 
     def needs(self, gpus: float) -> dict[str, float]:
         """The resources of a Ray task in which it plays, on a cluster with so many GPUs."""
@@ -131,10 +136,13 @@ class Human(Chooser):
     """A person whose moves `g1-ray play --save` has kept."""
 
     kind: Literal["human"] = "human"
+    _path: Path = PrivateAttr(Path())
+    """From the folder that the player was named in."""
 
     @model_validator(mode="after")
     def _check(self) -> "Human":
-        if not Path(self.what).is_file():
+        self._path = Path(self.what).expanduser().absolute()
+        if not self._path.is_file():
             raise ValueError(f"what = {self.what!r}: no such file; g1-ray play GAME --save FILE.parquet makes one")
         return self
 
@@ -147,7 +155,7 @@ class Human(Chooser):
         """Plays the run again. Raises `ValueError` where there is none, or the boards are other ones."""
         from g1_ray.evaluation.moves import read_runs
 
-        runs = {run.seed: run for run in read_runs(Path(self.what))}
+        runs = {run.seed: run for run in read_runs(self._path)}
         if seed not in runs:
             raise ValueError(f"{self.what}: no run of seed {seed}; it has {', '.join(map(str, sorted(runs)))}")
         moves = iter(runs[seed].moves)
@@ -174,11 +182,14 @@ class Model(Asked):
     max_tokens: int = Field(4096, ge=1, description="longest answer")
     dtype: Literal["", "float32", "bfloat16"] = Field("", description="default: bfloat16 on a GPU")
     engine: dict[str, Any] = Field({}, description="options of EngineConfig; the rest is as fits the cluster")
+    _path: str = PrivateAttr("")
+    """What `from_pretrained` takes, from the folder that the player was named in."""
 
     @model_validator(mode="after")
     def _check(self) -> "Model":
-        if not is_adapter(self.what):
-            model_path(self.what, "what")
+        path = self.what if is_adapter(self.what) else model_path(self.what, "what")
+        folder = Path(path).expanduser()
+        self._path = str(folder.absolute()) if folder.is_dir() else path
         try:
             checked = EngineConfig(**self.engine)
         except ValidationError as error:
@@ -194,7 +205,7 @@ class Model(Asked):
         return {"num_cpus": engine.cpus, "num_gpus": engine.gpus}
 
     def shared(self) -> object:
-        return self.what, sorted(self.engine.items()), self.dtype
+        return self._path, sorted(self.engine.items()), self.dtype
 
     @property
     def sampling(self) -> Sampling:
@@ -216,7 +227,7 @@ class Model(Asked):
 
         player = players[0]
         with tempfile.TemporaryDirectory() as folder:
-            path = merge_adapter(player.what, folder) if is_adapter(player.what) else model_path(player.what)
+            path = merge_adapter(player._path, folder) if is_adapter(player._path) else model_path(player._path)
             chat = Chat(path)
             longest = max(len(chat.prompt([(State.start(task, 0), None)]).token_ids) for task in tasks)
             most = AutoConfig.from_pretrained(path).get_text_config().max_position_embeddings
@@ -242,6 +253,7 @@ class Model(Asked):
 class EndpointPlayer(EndpointConfig, Asked):
     """A model behind an endpoint; `what` is its URL."""
 
+    stands_first: ClassVar[tuple[str, ...]] = (*Player.stands_first, "url")
     kind: Literal["endpoint"] = "endpoint"
     price_in: float = Field(0.0, ge=0, description="for a million tokens of prompts")
     price_out: float = Field(0.0, ge=0, description="for a million tokens of answers")
@@ -250,13 +262,19 @@ class EndpointPlayer(EndpointConfig, Asked):
     def _check(self) -> "EndpointPlayer":
         if not self.model:
             raise ValueError("an endpoint needs the name of its model: URL?model=NAME")
-        if self.key_env and not os.environ.get(self.key_env):
-            raise ValueError(f"key_env = {self.key_env!r}: that environment variable is not set")
+        check_url(self.what)
+        assert self.key is not None  # or it raises
         object.__setattr__(self, "url", self.what)
         return self
 
     def default_name(self) -> str:
         return self.model
+
+    def check_here(self) -> None:
+        try:
+            Endpoint(self).meet()
+        except EndpointError as error:
+            raise ValueError(f"player {self.name!r}: {error}") from None
 
     def needs(self, gpus: float) -> dict[str, float]:
         return {"num_cpus": 0.1}
@@ -278,7 +296,11 @@ class EndpointPlayer(EndpointConfig, Asked):
                 prompt = prompt_of(question.state.task)
                 return await loop.run_in_executor(pool, endpoint.ask, question.state, prompt, question.sampling_seed)
 
-            yield Opened(ask, troubles=functools.partial(dict, endpoint.troubles))
+            try:
+                yield Opened(ask, troubles=functools.partial(dict, endpoint.troubles))
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+                endpoint.close()
 
 
 KINDS: Registry[type[Player]] = Registry("kind of player", classic=Classic, human=Human, model=Model)
@@ -286,23 +308,53 @@ KINDS["endpoint"] = EndpointPlayer
 
 
 def parse_player(text: str) -> Player:
-    """The player that the command line names. Raises `ValueError` of at most three lines."""
+    """The player that the command line names. Raises `ValueError` of at most three lines, without keys."""
     name, what, options = parse_spec(text)
+    if "model" in options and "://" not in what:
+        raise ValueError(f"{what!r}: the URL of an endpoint begins with http:// or https://")
     kind, what = _kind_of(what)
-    engine = {key.removeprefix("engine."): options.pop(key) for key in list(options) if key.startswith("engine.")}
-    values: dict[str, Any] = {"name": name, "what": what, **options} | ({"engine": engine} if engine else {})
+    known = [field for field in KINDS[kind].model_fields if field not in KINDS[kind].stands_first]
+    values: dict[str, Any] = {"name": name, "what": what}
+    for key, value in options.items():
+        *above, last = key.split(".")
+        head = [*above, last][0]
+        if head not in known:
+            raise ValueError(f"player {shown(text)!r}: {_unknown(head, known)}")
+        place = values
+        for part in above:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise ValueError(f"player {shown(text)!r}: {part} is a value, and {key} is in it")
+        place[last] = _json(value) if head == "extra" else value
     try:
         return KINDS[kind].model_validate(values)
     except ValidationError as error:
-        raise ValueError(explain(error, KINDS[kind], f"player {text!r}", ())) from None
+        raise ValueError(explain(error, KINDS[kind], f"player {shown(text)!r}", ())) from None
+
+
+def _json(text: str) -> Any:
+    """The value of a parameter: JSON, or else text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _unknown(option: str, known: Sequence[str]) -> str:
+    if is_secret(option):
+        return f"{option}: {KEYS}"
+    if not known:
+        return f"unknown option {option!r}; it has none"
+    more = "; what only the endpoint knows is extra.NAME=VALUE, or query.NAME=VALUE" if "extra" in known else ""
+    return f"unknown option {option!r}{nearest(option, known)}{more}"
 
 
 def _kind_of(what: str) -> tuple[str, str]:
     """The kind of a player, and what it is without its kind's name."""
     head, colon, rest = what.partition(":")
     if "://" in what:
-        if not what.startswith(("http://", "https://")):
-            raise ValueError(f"{what!r}: the URL of an endpoint begins with http:// or https://")
+        if not what.lower().startswith(("http://", "https://")):
+            raise ValueError(f"{shown(what)!r}: the URL of an endpoint begins with http:// or https://")
         return "endpoint", what
     if colon and head in KINDS:
         return head, rest

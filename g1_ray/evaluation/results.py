@@ -91,7 +91,7 @@ class Result:
     causes: Mapping[str, float]
     """Share of the answers by why they could not be read."""
     prompt_tokens: float
-    """A move."""
+    """A move; NaN, as `tokens` and `cost`, where an endpoint tells none."""
     tokens: float
     """Of an answer."""
     seconds: float
@@ -100,6 +100,15 @@ class Result:
     """Of all runs, in the currency of the player's prices."""
     difference: Mean | None = None
     """Of the score from that of the reference player on the same seeds."""
+
+
+class Stopped(NamedTuple):
+    """The line of a player that gave no more replies on a game."""
+
+    game: str
+    player: str
+    cause: str
+    """E.g. "content_filter"."""
 
 
 def result_of(
@@ -111,7 +120,7 @@ def result_of(
     exact = [bool(move.perception_exact) for move in described]
     p_acc, r_acc = accuracies(exact, [move.gain > 0 for move in described])
     causes = Counter(move.cause for move in moves if move.cause)
-    asked, told = (sum(getattr(move, name) for move in moves) for name in ("prompt_tokens", "tokens"))
+    asked, told = (_mean([getattr(move, name) for move in moves]) for name in ("prompt_tokens", "tokens"))
     theirs = {run.seed: run.score for run in reference}
     pairs = [run.score - theirs[run.seed] for run in runs if run.seed in theirs]
     return Result(
@@ -129,12 +138,18 @@ def result_of(
         r_acc=r_acc,
         unreadable=share([bool(move.cause) for move in moves]),
         causes={cause: count / len(moves) for cause, count in causes.most_common()},
-        prompt_tokens=asked / len(moves),
-        tokens=told / len(moves),
+        prompt_tokens=asked,
+        tokens=told,
         seconds=sum(move.seconds for move in moves) / len(moves),
-        cost=(asked * prices[0] + told * prices[1]) / 1e6,
+        cost=len(moves) * (asked * prices[0] + told * prices[1]) / 1e6 if any(prices) else 0.0,
         difference=bootstrap_mean(pairs) if pairs else None,
     )
+
+
+def _mean(counts: Sequence[int | None]) -> float:
+    """Of those that are told."""
+    told = [count for count in counts if count is not None]
+    return float(np.mean(told)) if told else float("nan")
 
 
 DIGITS = {"P_acc": 3, "cells right": 3, "R_acc": 3, "tokens": 1, "seconds a move": 2, "cost": 4}
@@ -174,7 +189,7 @@ def reference_in(lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def results_table(
-    results: Sequence[Result], reference: str = "", published: Collection[str] = ()
+    results: Sequence[Result | Stopped], reference: str = "", published: Collection[str] = ()
 ) -> list[tuple[str, ...]]:
     """Results as rows of text, the header first; columns without anything in them are left out.
 
@@ -182,12 +197,16 @@ def results_table(
     """
     rows = []
     for i, result in enumerate(results):
-        cells = cells_of(vars(result), reference)
+        if isinstance(result, Stopped):
+            cells = {"game": result.game, "player": result.player, "score": f"stopped: {result.cause}"}
+        else:
+            cells = cells_of(vars(result), reference)
         rows.append({name: _text(value, DIGITS.get(name, 0)) for name, value in cells.items()})
         if result.game in published and (i + 1 == len(results) or results[i + 1].game != result.game):
             for name, told in PAPER_SCORES.get(result.game, {}).items():
                 rows.append({"game": result.game, "player": f"{name} (published)", "score": told})
-    columns = [column for column in (rows[0] if rows else ()) if any(row.get(column) for row in rows)]
+    known = dict.fromkeys(column for row in rows for column in row)  # in the order of their first row
+    columns = [column for column in known if any(row.get(column) for row in rows)]
     return [tuple(columns), *(tuple(row.get(column, "") for column in columns) for row in rows)]
 
 
@@ -224,13 +243,15 @@ def verdict(results: Sequence[Mapping[str, Any]], trained: str, before: str) -> 
     return lines
 
 
-def write_results(folder: Path, results: Sequence[Result], rows: Sequence[Sequence[str]]) -> None:
-    """Writes table.md, results.json and results.parquet."""
+def write_results(
+    folder: Path, results: Sequence[Result], rows: Sequence[Sequence[str]], below: Sequence[str] = ()
+) -> None:
+    """Writes table.md, with lines below it, results.json and results.parquet."""
     import pyarrow as pa
 
     from g1_ray.runs.parquet import write_tables
 
-    write_text(folder / "table.md", markdown(rows))
+    write_text(folder / "table.md", markdown(rows) + "".join(f"\n{line}\n" for line in below))
     write_json(folder / "results.json", as_json(results), indent=1)
     flat = [_flat(result) for result in results]
     names = {name: None for line in flat for name in line}

@@ -130,8 +130,8 @@ def _usage(runs: "Sequence[Run]") -> "ModelUsage":
     """The tokens of all prompts and answers."""
     from inspect_ai.model import ModelUsage
 
-    prompts = sum(move.prompt_tokens for run in runs for move in run.moves)
-    answers = sum(move.tokens for run in runs for move in run.moves)
+    prompts = sum(move.prompt_tokens or 0 for run in runs for move in run.moves)
+    answers = sum(move.tokens or 0 for run in runs for move in run.moves)
     return ModelUsage(input_tokens=prompts, output_tokens=answers, total_tokens=prompts + answers)
 
 

@@ -4,6 +4,7 @@ import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from endpoints import reply, serving  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from envs import Codec, State, Task  # noqa: E402
@@ -309,6 +311,30 @@ def test_endpoint_teacher(
     assert b"s3cret" not in written
 
 
+def test_an_endpoint_that_gives_up_loses_no_answer(tmp_path: Path, tiny: Path) -> None:
+    """It has no money left after nine replies; --resume asks for what was no answer (a filtered board) too."""
+    pytest.importorskip("openai")
+    seeds: list[int] = []
+    text = "<perception>\nfog\n</perception>\n<think>\nHm.\n</think>\n<answer>up</answer>"
+
+    def respond(asked: dict[str, Any], headers: Any) -> Any:
+        if len(seeds) == 9 and not paid:
+            return 402, {}, {"error": {"message": "no money left"}}
+        seeds.append(asked["seed"])
+        return reply(None, "content_filter") if len(seeds) in (3, 4, 5) else reply(text)
+
+    paid = False
+    with serving(respond) as url:
+        teacher = f'teacher = {{kind="endpoint", url="{url}", model="m", concurrency=1}}'
+        command = [str(write_config(tmp_path, tiny, teacher)), "--data-only"]
+        with pytest.raises(ValueError, match="teacher: .*402: no money left\n.*--resume"):
+            main(command)
+        paid = True
+        assert main([*command, "--resume"]) == 0
+    assert [seed for seed in set(seeds) if seeds.count(seed) > 1] == [seeds[2]] and seeds.count(seeds[2]) == 2
+    assert len(read_dataset(tmp_path / "run" / "data" / "2048.parquet")) == 20
+
+
 def test_endpoint_without_its_key(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openai")
     monkeypatch.delenv("NO_KEY", raising=False)
@@ -322,7 +348,7 @@ def test_teacher_of_no_use_is_given_up() -> None:
     object.__setattr__(maker, "parts", (Task.make("2048"), *maker.parts[1:]))
     hopeless = type("Hopeless", (), {"answer": lambda self, game, rng: raise_unusable()})()
     object.__setattr__(maker, "parts", (*maker.parts[:2], hopeless))
-    object.__setattr__(maker, "teacher", TeacherConfig(kind="endpoint", url="x", model="m"))
+    object.__setattr__(maker, "teacher", TeacherConfig(kind="endpoint", url="http://h/v1", model="m"))
     with pytest.raises(ValueError, match="2048: 32 unusable answers in a row, the last: nothing said"):
         list(make_examples(maker, 5))
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 
 pytest.importorskip("ray")
 
+from endpoints import reply, serving  # noqa: E402
+
 from g1_ray.config import GameConfig  # noqa: E402
 from g1_ray.evaluation.evaluation import Evaluation  # noqa: E402
 from g1_ray.evaluation.folder import Protocol  # noqa: E402
@@ -20,6 +23,7 @@ from g1_ray.evaluation.grid import variants  # noqa: E402
 from g1_ray.evaluation.job import Entry, Job, RunOver, work  # noqa: E402
 from g1_ray.evaluation.moves import read_runs  # noqa: E402
 from g1_ray.evaluation.players import parse_game, parse_player  # noqa: E402
+from g1_ray.models.find import MODELS  # noqa: E402
 from jobs.__main__ import main  # noqa: E402
 
 SMALL = ["2048?size=3&tile_px=28", "shisen?rows=4&cols=4&tile_px=28"]
@@ -112,7 +116,23 @@ def test_a_grid_is_a_heat_map(ray_cluster, tmp_path):
         ("tiny-bse", "did you mean 'tiny-base'"),
         ("http://host/v1", "URL?model=NAME"),
         ("http://host/v1?model=m&key_env=NOT_SET_AT_ALL", "that environment variable is not set"),
-        ("oracle?temperatur=1", "unknown option 'temperatur'; known: name, kind, what"),
+        ("oracle?temperatur=1", "unknown option 'temperatur'; it has none"),
+        ("oracle?kind=human", "unknown option 'kind'"),
+        ("http://h/v1?model=m&dtype=float32", "unknown option 'dtype'"),
+        ("http://h/v1?model=m&engine.gpus=1", "unknown option 'engine'"),
+        ("http://h/v1?model=m&api-version=1", "query.NAME=VALUE"),
+        ("http://h/v1?model=m&url=http://g/v1", "unknown option 'url'"),
+        ("http://h/v1?model=m&extra.temperature=1", "temperature has an option of its own"),
+        ("http://h/v1?model=m&top_p=none&seed=3", "seed = '3' is not one of the choices; known: sent, none"),
+        ("http://h/v1?model=m&temperature=no", "temperature = 'no': expected a number"),
+        ("http://h:99999/v1?model=m", "is no address: "),
+        ("http:///v1?model=m", "is no address: "),
+        ("ftp://h/v1?model=m", "begins with http:// or https://"),
+        ("localhost:8000/v1?model=m", "begins with http:// or https://"),
+        ("http://me:s3cret@h/v1?model=m", "key_env=VARIABLE"),
+        ("http://h/v1?model=m&api_key=s3cret", "key_env=VARIABLE"),
+        ("http://h/v1?model=m&query.sig=s3cret", "key_env=VARIABLE"),
+        ("http://h/v1?model=m&extra.provider.token=s3cret", "key_env=VARIABLE"),
         ("tiny-base?temperatur=1", "did you mean 'temperature'"),
         ("human:nowhere.parquet", "no such file"),
         ("tiny-base?engine.kinds=vllm", "did you mean 'kind'"),
@@ -124,6 +144,7 @@ def test_players_that_are_none(text, message):
     with pytest.raises(ValueError) as error:
         parse_player(text)
     assert message in str(error.value) and len(str(error.value).splitlines()) <= 3
+    assert "s3cret" not in str(error.value)
 
 
 def test_players_and_games_are_named():
@@ -178,13 +199,51 @@ def test_an_adapter_is_merged_into_its_model(tmp_path):
     [
         (["--players", "oracle", "oracle"], "two players are called 'oracle'"),
         (["--against", "nobody"], "--against nobody"),
+        (["--against", "greedi"], "did you mean 'greedy'"),
         (["--lab", "4"], "--lab is for models"),
+        (["--players", "tiny-base?engine.gpus=64"], "'tiny-base' asks for 64 GPUs, the largest node has "),
+        (["--players", "tiny-base?engine.cpus=999"], "'tiny-base' asks for 999 CPUs, the largest node has "),
+        (["--players", "far=http://127.0.0.1:1/v1?model=m"], "connection refused"),
+        (["--players", "far=http://nobody.invalid/v1?model=m"], "name of the host is not known"),
         (["--games", "swap?horizon=0", "--moves", "0"], "never ends"),
     ],
 )
-def test_evaluations_that_cannot_be(argv, message, capsys):
-    assert evaluate(*argv) == 2
-    assert message in capsys.readouterr().err
+def test_evaluations_that_cannot_be(argv, message, capsys, tmp_path, monkeypatch):
+    """Told in a few lines, before anything is started or written."""
+    monkeypatch.setattr("g1_ray.cluster.join.join", lambda address: pytest.fail("nothing is to be started"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert evaluate(*argv, "--out", str(tmp_path / "out")) == 2
+    told = capsys.readouterr().err
+    assert message in told and len(told.splitlines()) <= 3 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.xdist_group("ray")
+def test_what_the_driver_has_reaches_the_workers(ray_cluster, tmp_path, monkeypatch, capsys):
+    """A key and paths of the driver's own folder, neither of which a worker would find; a model too large for it."""
+    keys = set()
+
+    def respond(asked, headers):
+        keys.add(headers["Authorization"])
+        return reply("<answer>up</answer>")
+
+    shutil.copytree(MODELS / "tiny-base", tmp_path / "lr=1")
+    monkeypatch.setenv("ONLY_HERE", "s3cret")
+    monkeypatch.chdir(tmp_path)
+    assert main(["play", "2048", "--player", "greedy", "--moves", "2", "--save", "me=1.parquet"]) == 0
+    command = ["--games", "2048", "--runs", "1", "--moves", "2", "--out", "out", "--players"]
+    with serving(respond) as url:
+        players = ["lr=1?max_tokens=32", "human:me=1.parquet", f"far={url}?model=m&key_env=ONLY_HERE"]
+        assert evaluate(*command, *players) == 0
+    assert keys == {"Bearer s3cret"}
+    results = json.loads(Path("out/results.json").read_text())
+    assert [line["player"] for line in results] == ["lr=1", "me=1.parquet", "far"]
+    assert all(b"s3cret" not in path.read_bytes() for path in Path("out").rglob("*") if path.is_file())
+    monkeypatch.setenv(
+        "RAY_ADDRESS", ray_cluster.get_runtime_context().gcs_address
+    )  # not of this machine, for all it knows
+    capsys.readouterr()
+    assert evaluate(*command[:-3], "--players", "tiny-base?engine.gpus=1") == 2
+    assert capsys.readouterr().err.endswith("asks for 1 GPU, the largest node has 0 GPUs\n")
 
 
 @pytest.mark.xdist_group("ray")
