@@ -45,7 +45,7 @@ _Sent = Annotated[float | None, BeforeValidator(lambda value: None if value == "
 """A number that is sent, or none."""
 
 
-class EndpointError(RuntimeError):
+class EndpointError(ValueError):
     """An endpoint that gave no reply, however often it was asked; what helps in a second line."""
 
     def __init__(self, message: str, cause: str, game_only: bool = False) -> None:

@@ -34,6 +34,7 @@ from g1_ray.logs import start_logging  # noqa: E402
 from g1_ray.models.find import MODELS  # noqa: E402
 from g1_ray.runs.parquet import data_uri, png_of  # noqa: E402
 from g1_ray.tables import markdown  # noqa: E402
+from jobs.__main__ import main  # noqa: E402
 
 GAME = "2048?size=3&tile_px=28"
 ANSWER = "<perception>\nfog\n</perception>\n<think>\nHm.\n</think>\n<answer>up</answer>"
@@ -245,6 +246,12 @@ def test_who_was_reached_once_is_waited_for(monkeypatch):
         with pytest.raises(EndpointError):
             asked.ask(state(), "rules", 0)
         assert asked.troubles["no connection"] == tries
+
+
+def test_whoever_plays_hears_why_an_endpoint_does_not(capsys):
+    assert main(["play", "2048", "--player", "far=http://127.0.0.1:1/v1?model=m", "--moves", "2"]) == 2
+    told = capsys.readouterr().err
+    assert "connection refused" in told and len(told.splitlines()) <= 3
 
 
 def test_an_own_certificate_is_told(tmp_path):
