@@ -102,17 +102,20 @@ def check_names(args: argparse.Namespace, players: "Sequence[Player]") -> None:
 
 def check_players(entries: "list[Entry]", args: argparse.Namespace, out: Path) -> None:
     """Raises `ValueError` where a player that has yet to play will not be able to, before anything starts."""
+    from g1_ray.cluster.join import find_cluster
     from g1_ray.cluster.placement import this_machine
     from g1_ray.evaluation.evaluation import check_room
     from g1_ray.evaluation.folder import moves_of
 
     left = {entry.player.name: entry.player for entry in entries if args.lab or not moves_of(out, entry).is_file()}
+    if elsewhere(args):
+        find_cluster(args.address)
+    else:
+        check_room(left.values(), this_machine())
     for player in left.values():
         player.check()
         if not elsewhere(args):
             player.check_here()
-    if not elsewhere(args):
-        check_room(left.values(), this_machine())
 
 
 def elsewhere(args: argparse.Namespace) -> bool:

@@ -38,11 +38,12 @@ def main(argv: list[str] | None = None) -> int:
     if args.assume and (args.cluster or not args.dry_run):
         raise ValueError(f"--assume {args.assume}: goes with --dry-run, and without --cluster")
 
+    from g1_ray.cluster.join import find_cluster
     from g1_ray.config import check_software, load_config
     from g1_ray.engines.make import check_engine
-    from g1_ray.files import check_writable
     from g1_ray.models.find import check_model, model_path
     from g1_ray.rollout.env_worker import check_prompts
+    from g1_ray.runs.run_folder import RunFolder
     from g1_ray.runs.trackers import check_trackers
 
     config = load_config(args.config, args.overrides)
@@ -53,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
         text, fits = dry_run(config, nodes)
         print(text)
         return 0 if fits else 2
-    check_writable(config.folder)
+    RunFolder.check(config, args.resume)
+    find_cluster(args.address)
     check_software(config)
     check_trackers(config.trackers)
     check_engine(config.engine.kind)

@@ -133,7 +133,8 @@ def check_task(what: str, asks: Node, nodes: Sequence[Node]) -> None:
         largest = max((node.get(resource, 0) for node in nodes), default=0)
         if amount > largest + 1e-6:
             raise ValueError(
-                f"{what} asks for {_amount(resource, amount)}, the largest node has {_amount(resource, largest)}"
+                f"{what} asks for {_amount(resource, amount)}, the largest node has {_amount(resource, largest)}.\n"
+                "Give it less (engine.gpus=0 answers on CPUs), or a cluster with a node that has so much."
             )
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from g1_ray.config import RunConfig, load_config
 from g1_ray.config_text import changes
-from g1_ray.files import LOCK, Journal, Lock, read_lines, write_json, write_lines, write_text
+from g1_ray.files import LOCK, Journal, Lock, check_writable, read_lines, write_json, write_lines, write_text
 from g1_ray.runs import checkpoints
 from g1_ray.runs.trackers import Trackers
 from g1_ray.runs.trajectories import TrajectoryWriter, files_in
@@ -45,8 +45,7 @@ class RunFolder:
         self._journals: dict[str, Journal] = {}
         self._trackers: Trackers | None = None
         self._lock: Lock | None = None
-        self.is_new = False
-        """Whether there was nothing before it was opened."""
+        self._made: list[Path] = []  # folders that were not there before it was opened, its own first
         self.changed: dict[str, str] = {}
         """Options that a run goes on with other than before, e.g. {"rollout.group_size": "8 -> 16"}."""
 
@@ -58,26 +57,17 @@ class RunFolder:
         run is there and `resume` is not set, where none is and `resume` is, where the run that is there is another one,
         and where another process has it.
         """
+        before = cls.check(config, resume)
         path = config.folder
-        there = path.is_dir() and any(file.name != LOCK for file in path.iterdir())
-        if there and not (path / "config.json").is_file():
-            raise ValueError(f"{path} is there and is not the folder of a run; give another name or out")
-        if resume and not there:
-            raise ValueError(f"{path}: no run to go on with.\nLeave out --resume to start one, or mend name or out.")
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
         lock = Lock(path)
         changed: dict[str, str] = {}
-        if there:
-            before = cls(path)
-            if not resume and before.num_steps:
-                raise ValueError(
-                    f"{path} holds a run already, {before.num_steps} steps of it.\n"
-                    f"Give --resume to go on with it, or another name: name={config.name}-2"
-                )
+        if before:
             changed = before._changes(config) if resume else {}
             before._rewind()
         write_text(path / "config.json", config.to_json())
         folder = cls(path)
-        folder._lock, folder.changed, folder.is_new = lock, changed, not there
+        folder._lock, folder.changed, folder._made = lock, changed, made
         folder.note(f"goes on from {latest.name}" if (latest := folder.latest()) else "starts")
         for key, what in changed.items():
             folder.note(f"{key}: {what}")
@@ -85,9 +75,35 @@ class RunFolder:
 
     def discard(self) -> None:
         """Of a run that could not even be started: leaves nothing where there was nothing."""
-        if self.is_new:
-            shutil.rmtree(self.path)
         self.close()
+        if self._made:
+            shutil.rmtree(self.path)
+        for folder in self._made[1:]:
+            folder.rmdir()
+
+    @classmethod
+    def check(cls, config: RunConfig, resume: bool = False) -> "RunFolder | None":
+        """The run that is there, if one is. Raises `ValueError` as `open` does, as far as can be seen from outside."""
+        path = config.folder
+        check_writable(path)
+        there = path.is_dir() and any(file.name != LOCK for file in path.iterdir())
+        if path.is_file() or (there and not (path / "config.json").is_file()):
+            raise ValueError(f"{path} is there and is not the folder of a run; give another name or out")
+        if not there:
+            if resume:
+                raise ValueError(
+                    f"{path}: no run to go on with.\nLeave out --resume to start one, or mend name or out."
+                )
+            return None
+        before = cls(path)
+        if before.num_steps and not resume:
+            raise ValueError(
+                f"{path} holds a run already, {before.num_steps} steps of it.\n"
+                f"Give --resume to go on with it, or another name: name={config.name}-2"
+            )
+        if resume:
+            before._changes(config)
+        return before
 
     @functools.cached_property
     def config(self) -> RunConfig:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from g1_ray.config import load_config
+from g1_ray.runs.run_folder import RunFolder
 from jobs.__main__ import COMMANDS, main
 from jobs.errors import EXTRAS, told
 
@@ -30,6 +32,7 @@ MISTAKES = [
     ("8", f"train {Q} optimizer.lr=-1", "-1", "above 0"),
     ("8", "evaluate --runs -1", "--runs -1", "1 or more"),
     ("9", f"train {Q} steps", "'steps'", "key=value"),
+    ("10", f"train {Q} --resume out={{tmp}}/runs", "{tmp}/runs/quickstart", "Leave out --resume"),
     ("11", f"train {Q} games.5.ratio=2", "games.5.ratio=2", "2 entries, counted from 0"),
     ("13", f"train {Q} games.1.game=2048 games.1.reasoning=0", "'2048'", "games.1.name="),
     ("14", f"train {Q} model.path=nowhere", "nowhere", "tiny-base"),
@@ -37,13 +40,19 @@ MISTAKES = [
     ("16", "evaluate --players gpt=htps://host/v1?model=a", "htps://host/v1", "https://"),
     ("17", "evaluate --players gpt=https://host/v1", "https://host/v1", "URL?model=NAME"),
     ("17", "evaluate --players gpt=https://host/v1?model=a&key_env=NOPE", "NOPE", "not set"),
+    ("18", "evaluate --games swap --players x=http://127.0.0.1:9/v1?model=m", "127.0.0.1:9", "refused"),
+    ("18", "evaluate --games swap --players x=http://127.0.0.1:9/v1?model=m --out {tmp}/e", "127.0.0.1:9", "refused"),
+    ("19", "evaluate --games swap --players tiny-base?engine.gpus=1", "1 GPU", "engine.gpus"),
     ("20", "evaluate --players tiny-base?engine.kind=vlm", "'vlm'", "'vllm'"),
     ("20", "evaluate --players tiny-base?engine.gpu=1", "'gpu'", "'gpus'"),
+    ("21", "evaluate --games swap --players uniform --address 127.0.0.1:9", "--address 127.0.0.1:9", "leave it out"),
+    ("21", f"train {Q} out={{tmp}}/runs --address nowhere", "--address nowhere", "HOST:PORT"),
     ("22", f"train {Q} out={ROOT / 'LICENSE'} name=a", "LICENSE", "give another"),
     ("23", f"train {ROOT / 'LICENSE'}", "LICENSE", "no TOML"),
     ("23", "train {tmp}", "{tmp}", "that is a folder"),
     ("23", f"train {COLD}", "coldstart-tiny.toml", "g1-ray coldstart"),
     ("23", f"coldstart {Q}", "quickstart.toml", "g1-ray train"),
+    ("24", f"train {Q} out={{tmp}}/runs engine.kv_cache_gb=500", "GB", "kv_cache_gb"),
     ("24", f"train {Q} engine.max_model_len=64", "64", "has to be larger"),
     ("25", f"train {Q} games.0.reasoning={{{{horizon=0}}}} eval.moves=0", "never ends", "give eval.moves or a horizon"),
     ("26", "play 2048 --perception tile_px=30", "tile_px = 30", "a multiple of 28"),
@@ -76,14 +85,57 @@ def words(text, tmp):
 def test_mistakes_are_told_in_three_lines(number, line, value, fix, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "binary").write_bytes(b"PAR1\0\xff")
-    begun = time.monotonic()
+    begun = time.process_time()  # other tests run beside this one
     assert main(words(line, tmp_path)) == 2
-    seconds, said = time.monotonic() - begun, capsys.readouterr()
+    seconds, said = time.process_time() - begun, capsys.readouterr()
     assert seconds < 10 and not said.out
     assert said.err.startswith("g1-ray") and len(said.err.strip().splitlines()) <= 3 and "Traceback" not in said.err
     assert all(part.replace("{tmp}", str(tmp_path)) in said.err for part in (value, fix))
     assert [path.name for path in tmp_path.iterdir()] == ["binary"]  # nothing was made, nothing written over
     assert (tmp_path / "binary").read_bytes() == b"PAR1\0\xff"
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A run of two steps, another one in a process that is alive, an evaluation, a thesis."""
+    made = RunFolder.open(load_config(Q, [f"out={tmp_path}", "name=made", "trackers=[]"]))
+    for step in (1, 2):
+        made.log(step, {"reward": 1.0})
+    made.close()
+    alive = RunFolder.open(load_config(Q, [f"out={tmp_path}", "name=alive", "trackers=[]"]))
+    alive.log(1, {"reward": 1.0})
+    assert main(words("evaluate --games swap --players uniform --runs 1 --moves 1 --out {tmp}/eval", tmp_path)) == 0
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
+    yield tmp_path
+    alive.close()
+
+
+@pytest.mark.xdist_group("ray")
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_is_there_is_not_written_over(folders, capsys):
+    def files():
+        mine = (path for path in folders.rglob("*") if path.name != ".lock" and path.suffix != ".log")
+        return {path: path.read_bytes() for path in mine if path.is_file()}
+
+    before = files()
+    capsys.readouterr()
+    for line, value, fix in (
+        (f"train {Q} out={{tmp}} name=made", "{tmp}/made", "--resume"),  # 15
+        (f"train {Q} out={{tmp}} name=thesis", "{tmp}/thesis", "another name"),
+        (f"train {Q} out={{tmp}} name=made --resume seed=7", "seed (0 -> 7)", "another name"),  # 12
+        (f"train {Q} out={{tmp}} name=made --resume model.path=tiny-base", "model.path", "another name"),
+        (f"train {Q} out={{tmp}} name=alive --resume", "in use by process", "another folder"),
+        ("evaluate --games swap --players uniform --runs 2 --out {tmp}/eval", "runs = 1", "--out"),  # 28
+        ("evaluate --games swap --players uniform --out {tmp}/made", "{tmp}/made", "--out"),
+        ("tiny {tmp}/made", "{tmp}/made", "another folder"),  # 33
+        ("tiny {tmp}/thesis", "{tmp}/thesis", "another folder"),
+    ):
+        assert main(words(line, folders)) == 2, line
+        said = capsys.readouterr().err
+        assert said.startswith("g1-ray") and len(said.strip().splitlines()) <= 3 and "Traceback" not in said, said
+        assert value.replace("{tmp}", str(folders)) in said and fix in said, said
+    assert files() == before
 
 
 def errors_of(*argv, **more):
