@@ -38,7 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.assume and (args.cluster or not args.dry_run):
         raise ValueError(f"--assume {args.assume}: goes with --dry-run, and without --cluster")
 
-    from g1_ray.cluster.join import find_cluster
+    from g1_ray.cluster.join import LOCAL, find_cluster
+    from g1_ray.cluster.placement import check_run, this_machine
     from g1_ray.config import check_software, load_config
     from g1_ray.engines.make import check_engine
     from g1_ray.models.find import check_model, model_path
@@ -55,11 +56,13 @@ def main(argv: list[str] | None = None) -> int:
         print(text)
         return 0 if fits else 2
     RunFolder.check(config, args.resume)
-    find_cluster(args.address)
+    address, _ = find_cluster(args.address)
     check_software(config)
     check_trackers(config.trackers)
     check_engine(config.engine.kind)
     check_model(config.model.path)
+    if address == LOCAL:
+        check_run(config, this_machine())
     for name, path in config.eval.baselines.items():
         check_model(path, f"eval.baselines.{name}")
     check_prompts(config, model_path(config.model.path))

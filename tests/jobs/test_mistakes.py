@@ -81,6 +81,14 @@ def words(text, tmp):
     return [word.replace("{tmp}", str(tmp)).replace("{{", "{").replace("}}", "}") for word in text.split()]
 
 
+@pytest.fixture(scope="module")
+def imported():
+    """What the first check of a model imports, 6 s of a busy machine, is not timed with whatever comes first."""
+    import torch  # noqa: F401
+    from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: F401
+
+
+@pytest.mark.usefixtures("imported")
 @pytest.mark.parametrize("number, line, value, fix", MISTAKES)
 def test_mistakes_are_told_in_three_lines(number, line, value, fix, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
