@@ -1,3 +1,4 @@
+import logging
 import os
 from pathlib import Path
 
@@ -15,3 +16,10 @@ def ray_cluster():
     ray.init(num_cpus=8, include_dashboard=False, logging_level="WARNING", runtime_env=env)
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def logs_are_heard():
+    """A command that ran in this process has taken its loggers for itself: pytest's `caplog` hears them again."""
+    for name in ("g1_ray", "jobs"):
+        logging.getLogger(name).propagate = True

@@ -7,7 +7,6 @@ import pytest
 
 pytest.importorskip("transformers")
 
-import ray  # noqa: E402
 
 from envs import Codec, State, Task  # noqa: E402
 from g1_ray.models.chat import Chat  # noqa: E402
@@ -75,7 +74,7 @@ def test_turns_that_are_shown_otherwise_are_refused_before_anything_starts(tmp_p
     assert main(["train", "jobs/configs/quickstart.toml", *several]) == 2
     said = capsys.readouterr().err
     assert folder in said and "Use rollout.turns=1" in said and len(said.splitlines()) <= 3
-    assert not ray.is_initialized() and not (tmp_path / "runs").exists()
+    assert not (tmp_path / "runs").exists()
     Chat(folder).head(TASK)  # it serves for single turns
 
 

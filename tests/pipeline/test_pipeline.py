@@ -101,7 +101,7 @@ def check_overlap(trace: list[dict]) -> None:
 
 def check_results(folder: Path, report: dict) -> None:
     rows = {(row["game"], row["player"]): row for row in report["results"]}
-    assert {player for _, player in rows} == {"uniform", "random-legal", "teacher", "run, T=1", "run, greedy", "oracle"}
+    assert {player for _, player in rows} == {"uniform", "random-legal", "teacher", "G1, T=1", "G1, greedy", "oracle"}
     assert all(row["score"][1] <= row["score"][0] <= row["score"][2] for row in rows.values())
     assert (folder / "eval" / "table.md").read_text().count("\n") == 2 + len(rows)
     assert len(list((folder / "eval").glob("*.webp"))) == 4
@@ -141,7 +141,7 @@ def test_a_run_of_flat_groups_ends_in_time_and_by_a_signal_and_goes_on(ray_clust
     """Where no answer earns anything no step is ever made."""
     flat = {"reward": RewardConfig(game=0.0)}
     base = config(tmp_path, "flat", 1, "transformers", staleness=0)
-    base = base.model_copy(update={"eval": EvalConfig(runs=2, moves=3)})
+    base = base.model_copy(update={"eval": EvalConfig(runs=2, moves=3, label="G1")})
     assert train(base.model_copy(update=flat | {"minutes": 0.05, "eval": EvalConfig(runs=0)})) == 0
     report = check_books(base.folder)
     assert report["steps"] == report["groups"]["trained"] == 0 and report["groups"]["dropped: flat"] > 0
@@ -165,7 +165,7 @@ def check_the_run_s_own_engines_answered(run: RunConfig) -> None:
     folder = run.folder / "eval"
     assert not (folder / "logs" / "model.log").exists() and (folder / "logs" / "classic.log").exists()
     trained = str(run.folder / "checkpoints" / "step-1")
-    entries = [entry for entry in entries_of(run, {run.name: trained}) if entry.player.what == trained]
+    entries = [entry for entry in entries_of(run, {run.eval.label: trained}) if entry.player.what == trained]
     news = [item for some in work(Job(tuple(entries), (1_000_000, 1_000_001), 3)) for item in some]
     for entry in entries:
         ours = {r.seed: r for r in read_runs(folder / "moves" / file_name(*entry.key))}
