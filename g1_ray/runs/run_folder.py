@@ -13,6 +13,7 @@ Two processes have it open, and write different files: the driver, and the buffe
 When a run goes on from the checkpoint of step N, whatever came after N is taken back, so that all counts are right.
 """
 
+import contextlib
 import functools
 import math
 import shutil
@@ -78,8 +79,9 @@ class RunFolder:
         self.close()
         if self._made:
             shutil.rmtree(self.path)
-        for folder in self._made[1:]:
-            folder.rmdir()
+        with contextlib.suppress(OSError):  # somebody else has come to need one
+            for folder in self._made[1:]:
+                folder.rmdir()
 
     @classmethod
     def check(cls, config: RunConfig, resume: bool = False) -> "RunFolder | None":
