@@ -137,7 +137,7 @@ def memory() -> Iterator[Finding]:
         small = (
             "docker run --shm-size=8g; Kubernetes: an emptyDir with medium: Memory" if size.total < LEAST_SHM else ""
         )
-        full = "ray stop, then remove what is left in /dev/shm" if size.free < LEAST_SHM / 4 else ""
+        full = "end what uses it, then remove what is left in /dev/shm" if size.free < LEAST_SHM / 4 else ""
         yield Finding("shared memory", f"{shm}: {size.free / GB:.1f} of {size.total / GB:.1f} GB free", small or full)
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     low = files != resource.RLIM_INFINITY and files < 4096
@@ -172,16 +172,7 @@ def disks() -> Iterator[Finding]:
 
 def ray() -> Iterator[Finding]:
     """The cluster that a command would join, its token, and the ports of one that is to be started."""
-    address = os.environ.get("RAY_ADDRESS", "")
-    host, _, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
-    if address in ("", "local"):
-        yield Finding("RAY_ADDRESS", address or "not set: a cluster of this machine, else one of its own")
-    elif host and port.isdecimal():
-        up = _answers(host, int(port))
-        mend = "" if up else "unset RAY_ADDRESS to run on this machine, or start the cluster that it names"
-        yield Finding("RAY_ADDRESS", f"{address}, {'answers' if up else 'nobody answers there'}", mend)
-    else:
-        yield Finding("RAY_ADDRESS", f"{address!r} is no address", "HOST:6379, ray://HOST:10001, local, or unset it")
+    yield from _cluster()
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
     if token.is_file():
         mode = stat.S_IMODE(token.stat().st_mode)
@@ -199,6 +190,20 @@ def ray() -> Iterator[Finding]:
             yield Finding(f"port {port_number}", f"taken, which is {whose}", mend, is_needed=False)
         else:
             yield Finding(f"port {port_number}", f"free for {whose}")
+
+
+def _cluster() -> Iterator[Finding]:
+    try:
+        from g1_ray.cluster.join import LOCAL, find_cluster
+    except ImportError:  # without [train] there is none to join
+        return
+    try:
+        address, source = find_cluster()
+    except ValueError as error:
+        says, _, mend = str(error).partition("\n")
+        yield Finding("Ray cluster", says, mend or "unset RAY_ADDRESS to run on this machine")
+    else:
+        yield Finding("Ray cluster", "one of its own is started" if address == LOCAL else f"{address} ({source})")
 
 
 def _answers(host: str, port: int) -> bool:
