@@ -188,14 +188,17 @@ def finish_evaluation(evaluation: "Evaluation", config: "RunConfig", checkpoint:
 def say_verdict(config: "RunConfig", folder: Path, results: Sequence[Mapping[str, object]]) -> None:
     """What training came to in words, the first picture to look at, and what may be done next."""
     from g1_ray.evaluation.results import verdict
+    from g1_ray.models.card import evaluated, played
 
     before = config.before or "random-legal"
     print("\n" + "\n".join(verdict(results, config.eval.label, before) or [f"{config.eval.label}: see the table"]))
     clips = sorted((folder / "eval").glob("*.webp"))
     print(f"\nfirst picture: {clips[0] if clips else folder / 'curves.png'}\nnext:")
     print(f"  g1-ray report {folder}    # curves, tables, every rollout step by step, in one page")
-    print(f"  g1-ray play {config.games[0].game} --player {folder}")
-    print(f"  g1-ray evaluate --players {folder} {config.model.path} teacher --out {folder}-eval\n")
+    games = {game.name: game.task() for game in config.games}
+    print(f"  g1-ray play {played(next(iter(games.values())))} --player {folder}")
+    others = f"{config.model.path} teacher --out {folder}-eval"
+    print(f"  g1-ray evaluate --games {evaluated(games)} --players {folder} {others}\n")
 
 
 def _stop_on_signals() -> threading.Event:

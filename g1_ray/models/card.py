@@ -47,8 +47,8 @@ class Card:
             f"{start}, trained by {self.how} on {games}: {reached}.",
             "It is shown a picture of a board, describes it, thinks, and answers with a move.",
             _USE,
-            *(f"    g1-ray play {_played(task)} --player FOLDER" for task in self.games.values()),
-            f"    g1-ray evaluate --games {_evaluated(self.games)} --players FOLDER oracle",
+            *(f"    g1-ray play {played(task)} --player FOLDER" for task in self.games.values()),
+            f"    g1-ray evaluate --games {evaluated(self.games)} --players FOLDER oracle",
         ]
         (folder / CARD).write_text("\n".join(lines) + "\n")
 
@@ -63,13 +63,13 @@ def _options(task: Task) -> dict[str, dict[str, object]]:
     }
 
 
-def _played(task: Task) -> str:
+def played(task: Task) -> str:
     """The task as `g1-ray play` takes it."""
     pairs = {axis: ",".join(f"{key}={value}" for key, value in its.items()) for axis, its in _options(task).items()}
     return " ".join([task.name, *(f'--{axis} "{text}"' for axis, text in pairs.items() if text)])
 
 
-def _evaluated(games: Mapping[str, Task]) -> str:
+def evaluated(games: Mapping[str, Task]) -> str:
     """The tasks as `g1-ray evaluate` takes them."""
     specs = []
     for name, task in games.items():

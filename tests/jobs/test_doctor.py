@@ -56,4 +56,5 @@ def test_a_run_ends_with_what_the_intervals_carry(score, word, tmp_path, capsys)
     ]
     say_verdict(config, config.folder, lines)
     out = capsys.readouterr().out
+    assert 'play 2048 --reasoning "size=3" --perception' in out and "?size=3&" in out  # what it was trained on
     assert word in out.split("first picture")[0] and out.count("  g1-ray ") == 3 and str(config.folder) in out
