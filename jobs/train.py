@@ -90,7 +90,8 @@ def train(config: "RunConfig", resume: bool = False, address: str = "", cluster_
         with Progress(config) as progress:
             progress.note("starting the actors")
             pipeline.start(checkpoint)
-            progress.note(f"training from step {pipeline.version}; started in {time.monotonic() - begun:.0f} s")
+            progress.note(f"started in {time.monotonic() - begun:.0f} s")
+            progress.note(f"training from step {pipeline.version} on")
 
             def on_step(step: int, metrics: dict[str, float]) -> None:
                 folder.log(step, metrics)
