@@ -260,30 +260,36 @@ def picture_tokens(config: RunConfig, shape: ModelShape) -> int:
 
 
 def _activations(config: RunConfig, shape: ModelShape) -> float:
-    """What the backward pass of a pack keeps: the inputs of all blocks and the inside of one, or of all of them.
-
-    The inside of a block, for each token: 6 vectors of the hidden width, keys and values, 4 of the MLP's width, and
-    two norms in float32. Attention itself keeps no matrix (FlexAttention).
-    """
+    """What the backward pass of a pack keeps: the inputs of all blocks and the inside of one, or of all of them."""
     tokens, dtype = config.learner.tokens_per_pack, BYTES[config.model.dtype]
     checkpointing = config.model.gradient_checkpointing
     pictures = picture_tokens(config, shape)
     patches = shape.merge**2 * tokens * pictures / (pictures + config.rollout.max_tokens)
-    text = tokens * _kept(shape.text, dtype, checkpointing)
+    text = tokens * _kept(shape.text, dtype, checkpointing, _gathered_keys(config))
     if config.model.freeze_vision or config.model.lora.rank:
         return text + patches * _inside(shape.vision, dtype)
     return text + patches * _kept(shape.vision, dtype, checkpointing)
 
 
-def _kept(blocks: Blocks, dtype: int, checkpointing: bool) -> float:
+def _gathered_keys(config: RunConfig) -> float:
+    """Keys that attention gathers for each token of a pack: an answer's own and its prompt's (`learner.attention`)."""
+    answers, length = config.rollout.group_size, config.rollout.max_tokens
+    prompt = max(1, config.engine.max_model_len - length)
+    return (prompt + answers * (prompt + length)) / (prompt + answers * length)
+
+
+def _kept(blocks: Blocks, dtype: int, checkpointing: bool, gathered: float = 0.0) -> float:
     """Of a token, for the backward pass through all blocks."""
-    inside = _inside(blocks, dtype)
+    inside = _inside(blocks, dtype, gathered)
     return blocks.depth * blocks.width * dtype + inside if checkpointing else blocks.depth * inside
 
 
-def _inside(blocks: Blocks, dtype: int) -> float:
-    """Of a token, in one block."""
-    return dtype * (6 * blocks.width + blocks.keys + 4 * blocks.inner) + 2 * 4 * blocks.width
+def _inside(blocks: Blocks, dtype: int, gathered: float = 0.0) -> float:
+    """Of a token, in one block: 6 vectors of its width, keys and values, 4 of its MLP, two norms in float32.
+
+    Attention keeps no matrix, but of `gathered` keys a copy, and of their values, for every head.
+    """
+    return dtype * ((6 + 2 * gathered) * blocks.width + blocks.keys + 4 * blocks.inner) + 2 * 4 * blocks.width
 
 
 def memory_table(needs: tuple[Need, ...], shape: ModelShape) -> str:

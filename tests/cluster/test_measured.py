@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 import toys  # noqa: E402
 
 from g1_ray.cluster.memory import learner_need, shape_of  # noqa: E402
+from g1_ray.config import EngineConfig  # noqa: E402
 from g1_ray.engines.make import GB  # noqa: E402
 from g1_ray.learner.learner import Learner  # noqa: E402
 from g1_ray.learner.samples import batch_of  # noqa: E402
@@ -43,7 +44,10 @@ def test_the_learner_takes_what_is_estimated(tmp_path, width, depth, lora):
     heads = {"num_attention_heads": width // 32, "num_key_value_heads": width // 64}
     text = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": depth, **heads}
     make_tiny(tmp_path, [toys.task()], 0, text=text)
-    config = toys.config(path=str(tmp_path), lora=lora, tokens_per_pack=2048)
+    answers = {"max_tokens": 12, "group_size": 4}
+    config = toys.config(path=str(tmp_path), lora=lora, tokens_per_pack=2048, rollout=answers)
+    prompt = len(toys.group(0).turns[0].prompt.token_ids)
+    config = config.model_copy(update={"engine": EngineConfig(max_model_len=prompt + 12)})
     spawn = multiprocessing.get_context("spawn")
     results = spawn.SimpleQueue()
     process = spawn.Process(target=two_steps, args=(config, results))
