@@ -37,6 +37,17 @@ class Ticket:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture that no state draws: one that somebody sent."""
+
+    pixels: bytes
+    """RGB, row by row."""
+    height: int
+    """In pixels, e.g. 112."""
+    width: int
+
+
+@dataclass(frozen=True)
 class Prompt:
     """A prompt as the model sees it."""
 
@@ -44,6 +55,13 @@ class Prompt:
     """[P] image pads expanded: one for each visual token, e.g. [5, 3, 6, 6, 6, 6, 6, 6, 6, 6, 6, 4, 270, 2]."""
     states: tuple[State, ...]
     """The pictures, in the order of their pads, e.g. one for each turn that the prompt shows."""
+    pictures: tuple[Picture, ...] = ()
+    """Those of a prompt without states: engines answer it, and nobody trains on it."""
+
+    @property
+    def shown(self) -> tuple[State | Picture, ...]:
+        """The pictures, whatever draws them."""
+        return self.states or self.pictures
 
 
 @dataclass(frozen=True)

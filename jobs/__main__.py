@@ -17,6 +17,7 @@ COMMANDS = {
     "tiny": "make a tiny VLM from scratch, for machines with no GPU and no network",
     "coldstart": "fine-tune a VLM on a teacher's answers with the true perception put in",
     "train": "train a VLM on games by reinforcement learning, on a laptop or a cluster",
+    "serve": "serve models: a page to play with them, a game API, OpenAI's API",
     "graph": "print the graphs of a run and where its parts are placed",
     "explain": "tell why a board, an answer or a group of rollouts earns what it earns",
     "runs": "list runs: games, state, steps, best reward",

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from envs import State
 from g1_ray.engines.base import EngineBase
 from g1_ray.engines.kv_rows import Answering, Rows
 from g1_ray.engines.weight_sync import SyncReport, check_names, check_version, unpack_weights
 from g1_ray.models.chat import Chat
 from g1_ray.models.weights import load_model
-from g1_ray.types import Completion, Floats, Ints, Prompt, Request, Sampling
+from g1_ray.types import Completion, Floats, Ints, Picture, Prompt, Request, Sampling
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -51,6 +52,11 @@ def sample(
     drawn = torch.searchsorted(below, (uniform * below[:, -1])[:, None], right=True)[:, 0]
     tokens = torch.where(greedy, weights.argmax(-1), drawn)
     return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
+
+
+def layout(shown: State | Picture) -> object:
+    """Equal for pictures of one size, whose patches stand alike."""
+    return shown.task if isinstance(shown, State) else (shown.height, shown.width)
 
 
 class TransformersEngine(EngineBase):
@@ -192,7 +198,7 @@ class TransformersEngine(EngineBase):
             rows += job.request.num_answers
             prompt = job.request.prompt
             is_image = prompt.token_ids == self._chat.image_token_id
-            jobs.setdefault((is_image.tobytes(), tuple(state.task for state in prompt.states)), []).append(job)
+            jobs.setdefault((is_image.tobytes(), tuple(map(layout, prompt.shown))), []).append(job)
         for alike in jobs.values():
             size = max(1, _PREFILL_TOKENS // len(alike[0].request.prompt.token_ids))
             for start in range(0, len(alike), size):
@@ -258,14 +264,14 @@ class TransformersEngine(EngineBase):
         Also the rotary position of the token that comes next, the same for all.
         """
         ids = torch.from_numpy(np.stack(token_ids).astype(np.int64)).to(self._device)
-        states = [state for prompt in prompts for state in prompt.states]
+        shown = [picture for prompt in prompts for picture in prompt.shown]
         positions = torch.arange(ids.shape[1], device=self._device).expand(3, 1, -1)
         images: dict[str, torch.Tensor] = {}
-        if states:
-            pixel_values, grid_thw = (torch.from_numpy(array) for array in self._chat.pixel_values(states))
+        if shown:
+            pixel_values, grid_thw = (torch.from_numpy(array) for array in self._chat.pixel_values(shown))
             images = {"pixel_values": pixel_values.to(self._device), "image_grid_thw": grid_thw.to(self._device)}
             types = (ids[:1] == self._chat.image_token_id).int()
-            each = len(prompts[0].states)
+            each = len(prompts[0].shown)
             positions, _ = self._model.model.get_rope_index(ids[:1], types, image_grid_thw=grid_thw[:each])
         out = self._model(
             input_ids=ids,

@@ -25,7 +25,7 @@ from envs import State
 from g1_ray.engines.base import EngineBase
 from g1_ray.engines.weight_sync import SyncReport, check_names, check_version, packed_names, weights_file
 from g1_ray.seeds import seed_of
-from g1_ray.types import Completion, Floats, Ints, Prompt, Request, Sampling
+from g1_ray.types import Completion, Floats, Ints, Picture, Prompt, Request, Sampling
 
 log = logging.getLogger(__name__)
 
@@ -219,23 +219,23 @@ class VLLMEngine(EngineBase):
         from vllm.inputs.engine import mm_input, tokens_input
 
         salt = f"policy {self._version}"
-        if not prompt.states:
+        if not prompt.shown:
             return tokens_input(token_ids.tolist(), cache_salt=salt)
         from vllm.multimodal.inputs import PlaceholderRange
 
         is_image = np.concatenate([[False], prompt.token_ids == self._chat.image_token_id, [False]])
         edges = np.flatnonzero(is_image[1:] != is_image[:-1]).reshape(-1, 2)
         ranges = [PlaceholderRange(offset=start, length=end - start) for start, end in edges.tolist()]
-        assert [each.length for each in ranges] == [self._chat.pads(state.task) for state in prompt.states]
+        assert [each.length for each in ranges] == list(map(self._chat.pads_of, prompt.shown))
         return mm_input(
             token_ids.tolist(),
-            mm_kwargs={"image": [self._image(state) for state in prompt.states]},
-            mm_hashes={"image": [self._name(state) for state in prompt.states]},
+            mm_kwargs={"image": list(map(self._image, prompt.shown))},
+            mm_hashes={"image": list(map(self._name, prompt.shown))},
             mm_placeholders={"image": ranges},
             cache_salt=salt,
         )
 
-    def _image(self, state: State) -> Any:
+    def _image(self, shown: State | Picture) -> Any:
         """A picture as a processed item of vLLM."""
         import torch
         from vllm.multimodal.inputs import (
@@ -245,7 +245,7 @@ class VLLMEngine(EngineBase):
             MultiModalKwargsItem,
         )
 
-        pixel_values, grid_thw = (torch.from_numpy(array) for array in self._chat.pixel_values([state]))
+        pixel_values, grid_thw = (torch.from_numpy(array) for array in self._chat.pixel_values([shown]))
         flat = MultiModalFlatField(slices=[slice(0, len(pixel_values))])
         return MultiModalKwargsItem(
             {
@@ -254,10 +254,13 @@ class VLLMEngine(EngineBase):
             }
         )
 
-    def _name(self, state: State) -> str:
-        """What the encoder and prefix caches call the picture of a state: its task, board and looks."""
-        game = state.game()
-        shown = hashlib.sha256(state.task.to_json().encode())
-        shown.update(np.ascontiguousarray(game.perception()).tobytes())
-        shown.update(np.ascontiguousarray(game.looks).tobytes())
-        return shown.hexdigest() if self._freeze_vision else f"{shown.hexdigest()} {self._version}"
+    def _name(self, shown: State | Picture) -> str:
+        """What the encoder and prefix caches call a picture: of a state, by its task, board and looks."""
+        if isinstance(shown, State):
+            game = shown.game()
+            name = hashlib.sha256(shown.task.to_json().encode())
+            name.update(np.ascontiguousarray(game.perception()).tobytes())
+            name.update(np.ascontiguousarray(game.looks).tobytes())
+        else:
+            name = hashlib.sha256(f"{shown.height} {shown.width} ".encode() + shown.pixels)
+        return name.hexdigest() if self._freeze_vision else f"{name.hexdigest()} {self._version}"

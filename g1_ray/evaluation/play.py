@@ -70,6 +70,8 @@ class Reply:
     """None: nobody told."""
     tokens: int | None = 0
     seconds: float = 0.0
+    versions: tuple[int, int] | None = None
+    """The oldest and the newest policy version that sampled a token of it; None where nobody tells, and as it grows."""
 
     def __post_init__(self) -> None:
         for name in ("text", "finish_reason"):
@@ -78,6 +80,8 @@ class Reply:
         for name in ("prompt_tokens", "tokens"):
             if not 0 <= (getattr(self, name) or 0) < 1 << 31:  # parquet has so many bits for it
                 object.__setattr__(self, name, None)
+        if self.versions is not None:
+            object.__setattr__(self, "versions", tuple(self.versions))  # of a list, where it was read from JSON
 
 
 Ask = Callable[[Question], Awaitable[Reply]]
@@ -114,13 +118,19 @@ def watch_model(chat: "Chat", stream: Stream, sampling: Sampling) -> Watch:
 
 
 def _reply(chat: "Chat", prompt: Prompt, answer: Ints | Completion, begun: float) -> Reply:
-    token_ids, ended = (answer.token_ids, answer.finish_reason) if isinstance(answer, Completion) else (answer, "")
+    versions: tuple[int, int] | None = None
+    if isinstance(answer, Completion):
+        token_ids, ended = answer.token_ids, answer.finish_reason
+        versions = (int(answer.versions.min()), int(answer.versions.max())) if len(token_ids) else None
+    else:
+        token_ids, ended = answer, ""
     return Reply(
         text=chat.decode(token_ids),
         finish_reason=ended,
         prompt_tokens=len(prompt.token_ids),
         tokens=len(token_ids),
         seconds=time.monotonic() - begun,
+        versions=versions,
     )
 
 
@@ -194,7 +204,7 @@ class Run:
 
 
 @dataclass
-class _Table:
+class Table:
     """A run in the making."""
 
     task: Task
@@ -257,6 +267,11 @@ class _Table:
         if self.on_move:
             self.on_move(self.moves[-1])
 
+    def undo(self) -> None:
+        """Takes the last move back."""
+        self.game.restore(self.moves.pop().state.data)
+        self._best = float("nan")
+
     def run(self) -> Run:
         return Run(self.seed, tuple(self.moves))
 
@@ -271,7 +286,7 @@ def play(
     on_move: OnMove | None = None,
 ) -> Run:
     """A run of `moves` moves, or with 0 of one episode, by a player that looks at the game itself."""
-    table = _Table(task, player, seed, moves, reward, on_move)
+    table = Table(task, player, seed, moves, reward, on_move)
     while table.goes_on():
         try:
             action = choose(table.game, table.rng)
@@ -292,7 +307,7 @@ async def play_asked(
     on_move: OnMove | None = None,
 ) -> Run:
     """A run of a player that is shown each board of what is called `game`. What can't be read is a move lost."""
-    table = _Table(task, player, seed, moves, reward, on_move)
+    table = Table(task, player, seed, moves, reward, on_move)
     codec = Codec(table.task)
     while table.goes_on():
         state, best = table.state, table.best

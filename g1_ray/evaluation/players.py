@@ -17,7 +17,7 @@ from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
@@ -29,6 +29,7 @@ from envs.players import Choose
 from envs.registry import Registry
 from g1_ray.config import EngineConfig, GameConfig, Section
 from g1_ray.config_text import explain
+from g1_ray.engines.base import Engine
 from g1_ray.engines.make import default_kind, make_engine
 from g1_ray.evaluation.endpoint import KEYS, Endpoint, EndpointConfig, EndpointError, check_url
 from g1_ray.evaluation.lab import Lab, experiment
@@ -36,6 +37,9 @@ from g1_ray.evaluation.play import Question, Reply, Stopped, ask_model, watch_mo
 from g1_ray.grammar import is_secret, option_types, parse_spec, read_option, shown
 from g1_ray.models.find import check_model, is_adapter, merge_adapter, model_path
 from g1_ray.types import Sampling
+
+if TYPE_CHECKING:
+    from g1_ray.models.chat import Chat
 
 CLASSIC = (*PLAYERS, "teacher")
 """Players that look at the game itself; the teacher is the erring oracle of the cold start."""
@@ -96,6 +100,14 @@ class Opened(NamedTuple):
     """What went wrong on the way to the replies, and how often."""
     watch: "Callable[[Any, Question], AsyncGenerator[Reply, None]] | None" = None
     """As `ask`, the reply seen as it grows, where it can be."""
+    engine: Engine | None = None
+    """What answers, where it runs here."""
+    chat: "Chat | None" = None
+    """How the engine's model is asked."""
+    sampling: Sampling | None = None
+    """How it answers, where nothing else is said."""
+    room: int = 0
+    """Tokens of a prompt and its answer together, at most."""
 
 
 class Asked(Player):
@@ -245,7 +257,15 @@ class Model(Asked):
                 return await experiment(game, player.name, states, chat, engine.generate, player.sampling)
 
             try:
-                yield Opened(lambda player, question: asks[player.name](question), examine, watch=watch)
+                yield Opened(
+                    lambda player, question: asks[player.name](question),
+                    examine,
+                    watch=watch,
+                    engine=engine,
+                    chat=chat,
+                    sampling=player.sampling,
+                    room=config.max_model_len,
+                )
             finally:
                 await engine.stop()
 

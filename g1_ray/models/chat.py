@@ -19,7 +19,7 @@ from envs import Codec, State, Task
 from envs.codec import TAG
 from g1_ray.models.pixels import PixelValues
 from g1_ray.models.weights import told
-from g1_ray.types import Ints, Prompt
+from g1_ray.types import Ints, Picture, Prompt
 
 SYSTEM = "You are a helpful assistant."
 _ANSWER = "THOUGHT\n</think>\nANSWER"
@@ -65,6 +65,19 @@ class Chat:
             ended = len(completion) > 0 and completion[-1] == self.eos_token_id
             parts += [completion, following[1:] if ended else following]
         return Prompt(np.concatenate(parts).astype(np.int32), tuple(state for state, _ in history))
+
+    def conversation(self, messages: Sequence[Any], pictures: Sequence[Picture]) -> Prompt:
+        """The prompt for messages of any kind, as the chat template takes them, whose pictures stand in `pictures`.
+
+        Raises `ValueError` where the template can't write them, or shows other pictures than there are.
+        """
+        ids = self.ids(self._render(list(messages)))
+        places = np.flatnonzero(ids == self.image_token_id)
+        if len(places) != len(pictures):
+            raise ValueError(f"the chat template shows {len(places)} pictures, and {len(pictures)} were sent")
+        repeats = np.ones(len(ids), np.int64)
+        repeats[places] = [self.pads_of(picture) for picture in pictures]
+        return Prompt(np.repeat(ids, repeats).astype(np.int32), (), tuple(pictures))
 
     @functools.cached_property
     def opened(self) -> str:
@@ -124,19 +137,38 @@ class Chat:
         pixels = self._pixels_of(task)
         return int(np.prod(pixels.grid_thw)) // int(self.image_processor.merge_size) ** 2
 
+    def pads_of(self, shown: State | Picture) -> int:
+        """Visual tokens of one picture."""
+        if isinstance(shown, State):
+            return self.pads(shown.task)
+        return int(np.prod(self._processed(shown)[1])) // int(self.image_processor.merge_size) ** 2
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019 - of each picture first the size is asked for, then the values
+    def _processed(self, picture: Picture) -> tuple[NDArray[np.float32], tuple[int, ...]]:
+        """Patches and their grid, as the model's own processor makes them."""
+        pixels = np.frombuffer(picture.pixels, np.uint8).reshape(picture.height, picture.width, 3)
+        made = self.image_processor(images=[pixels], return_tensors="np", input_data_format="channels_last")
+        values = np.asarray(made["pixel_values"], np.float32)
+        return values, tuple(int(size) for size in np.asarray(made["image_grid_thw"])[0])
+
     def _pixels_of(self, task: Task) -> PixelValues:
         if task not in self._pixels:
             self._pixels[task] = PixelValues(self.image_processor, task.renderer)
         return self._pixels[task]
 
-    def pixel_values(self, states: Sequence[State]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The pictures of states as the model takes them: [patches of all, features] and `grid_thw` [states, 3]."""
+    def pixel_values(self, shown: Sequence[State | Picture]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Pictures as the model takes them: [patches of all, features] and `grid_thw` [pictures, 3]."""
         arrays, grids = [], []
-        for state in states:
-            game = state.game()
-            values, grid = self._pixels_of(state.task)(game.perception(), game.looks)
-            arrays.append(values)
-            grids.append(grid)
+        for each in shown:
+            if isinstance(each, State):
+                game = each.game()
+                made: tuple[NDArray[np.float32], tuple[int, ...]] = self._pixels_of(each.task)(
+                    game.perception(), game.looks
+                )
+            else:
+                made = self._processed(each)
+            arrays.append(made[0])
+            grids.append(made[1])
         return np.concatenate(arrays), np.array(grids, np.int64)
 
     def no_picture(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -1,0 +1,163 @@
+"""The application: what stands where, on a page.
+
+    client --HTTP--> Ingress (FastAPI, stateless, two or more)      routes.py, openai.py behind guard.py
+                       |-- Games (one, with a journal on disk)      arena.py
+                       `-- model:NAME (an engine each, as many as are asked for)    models.py
+
+`app` makes it for `g1-ray serve`, `serve run g1_ray.serve:app MODEL=...`, `serve deploy jobs/serve.yaml` and KubeRay.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig
+
+from g1_ray.cluster.join import PROCESS_ENV
+from g1_ray.config_text import explain
+from g1_ray.evaluation.play import Question, Reply
+from g1_ray.serve.backend import GAMES, Backend, deployment_of
+from g1_ray.serve.config import ServeConfig, is_run
+from g1_ray.serve.guard import Rules
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+LOCK_S = 60.0
+"""Longest wait for the games' folder: the one who had it may still be ending."""
+
+
+class Games:
+    """The arena as an actor of its own: one, wherever the folder is."""
+
+    def __init__(self, folder: str, models: list[str]) -> None:
+        from g1_ray.serve.arena import Arena
+
+        until = time.monotonic() + LOCK_S
+        while True:
+            try:
+                self.arena = Arena(Path(folder), models)
+                return
+            except ValueError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
+
+    async def call(self, name: str, *args: Any, **options: Any) -> Any:
+        """A method of the arena, in a thread."""
+        return await asyncio.to_thread(getattr(self.arena, name), *args, **options)
+
+    def __del__(self) -> None:
+        if hasattr(self, "arena"):
+            self.arena.close()
+
+
+class ModelServer:
+    """A model as an actor."""
+
+    async def __init__(self, spec: str, follow: bool, gpus: float) -> None:  # type: ignore[misc]
+        from g1_ray.logs import start_logging
+        from g1_ray.serve.models import Model
+
+        start_logging("serve")
+        self.model = Model(spec, follow)
+        await self.model.open(gpus)
+
+    def about(self) -> dict[str, Any]:
+        """What clients are told of it."""
+        return self.model.about()
+
+    async def answer(self, question: Question) -> AsyncGenerator[Reply, None]:
+        """The reply to a question, as it grows."""
+        async for reply in self.model.answer(question):
+            yield reply
+
+    async def chat(self, chat: Any) -> AsyncGenerator[Any, None]:
+        """The pieces of an answer of the OpenAI protocol."""
+        async for piece in self.model.chat(chat):
+            yield piece
+
+    def check_health(self) -> None:
+        """Raises what ended the engine."""
+        self.model.check()
+
+    async def __del__(self) -> None:
+        if hasattr(self, "model"):
+            await self.model.close()
+
+
+def ingress(models: list[str], rules: Rules) -> "FastAPI":
+    """What each process that speaks HTTP runs."""
+    from g1_ray.serve.routes import build
+
+    return build(Backend(models), rules)
+
+
+def app(args: Mapping[str, Any] | ServeConfig) -> Application:
+    """The application. Raises `ValueError` for options that are wrong."""
+    config = args if isinstance(args, ServeConfig) else config_of(args)
+    rules = Rules.from_environment(hosts=config.hosts, rate=config.rate, burst=3 * config.rate)
+    names = [player.name for player in config.players()]
+    environment = {"runtime_env": {"env_vars": PROCESS_ENV}}
+    games = serve.deployment(
+        Games,
+        name=GAMES,
+        num_replicas=1,
+        max_ongoing_requests=1000,
+        health_check_period_s=2,
+        health_check_timeout_s=20,
+        ray_actor_options={"num_cpus": 0, **environment},
+    ).bind(str(Path(config.folder).expanduser().absolute()), names)
+    parts = [games, *(_model(config, i, environment) for i in range(len(names)))]
+    front = serve.deployment(
+        serve.ingress(partial(ingress, names, rules))(),
+        name="ingress",
+        num_replicas=config.ingress_replicas,
+        max_ongoing_requests=500,
+        health_check_period_s=2,
+        health_check_timeout_s=20,
+        graceful_shutdown_timeout_s=10,
+        ray_actor_options={"num_cpus": 0, **environment},
+    )
+    return front.bind(*parts)
+
+
+def _model(config: ServeConfig, number: int, environment: Mapping[str, Any]) -> Application:
+    """The deployment of a model."""
+    import ray
+
+    player, spec = config.players()[number], config.models[number]
+    gpus = ray.cluster_resources().get("GPU", 0.0) if ray.is_initialized() else 0.0
+    return serve.deployment(
+        ModelServer,
+        name=deployment_of(player.name),
+        max_ongoing_requests=config.max_ongoing,
+        max_queued_requests=config.max_queued,
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=config.min_replicas, max_replicas=config.max_replicas, target_ongoing_requests=8
+        ),
+        health_check_period_s=2,
+        health_check_timeout_s=30,
+        graceful_shutdown_timeout_s=30,
+        ray_actor_options={**player.needs(gpus), **environment},
+    ).bind(spec, config.follow and is_run(player), gpus)
+
+
+def config_of(args: Mapping[str, Any]) -> ServeConfig:
+    """The options from `serve run`'s KEY=VALUE or a deployment file; MODEL is a list, or words apart by spaces."""
+    values = {key.lower(): value for key, value in args.items()}
+    if "model" in values:
+        values["models"] = values.pop("model")
+    for key in ("models", "hosts"):
+        if isinstance(values.get(key), str):
+            values[key] = values[key].split()
+    try:
+        return ServeConfig.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(explain(error, ServeConfig, "serve", ())) from None

@@ -1,0 +1,58 @@
+"""The options of the server."""
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from envs import PLAYERS
+from g1_ray.config import Section
+from g1_ray.evaluation.players import Asked, Player, parse_player
+from g1_ray.serve.session import PERSON
+
+
+class ServeConfig(Section):
+    """What is served, and how. The token is in no config: it is the environment's G1_RAY_SERVE_TOKEN."""
+
+    models: tuple[str, ...] = Field(
+        ("tiny-coldstart",),
+        min_length=1,
+        description="runs, folders, names, adapters, endpoints: [NAME=]WHAT[?OPTION=VALUE&...], as evaluate takes them",
+    )
+    follow: bool = Field(False, description="take up each new checkpoint of the runs that are served")
+    folder: str = Field("runs/arena", description="where games and scores are kept")
+    hosts: tuple[str, ...] = Field((), description="names that the server is called by, beside this machine's")
+    ingress_replicas: int = Field(2, ge=1, description="processes that speak HTTP")
+    min_replicas: int = Field(1, ge=1, description="engines of each model, at least")
+    max_replicas: int = Field(1, ge=1, description="and at most, as many as requests ask for")
+    max_ongoing: int = Field(32, ge=1, description="answers at once of an engine")
+    max_queued: int = Field(128, ge=0, description="answers that may wait for each model; more are told to come again")
+    rate: float = Field(100.0, gt=0, description="requests a second of a client, at each process that speaks HTTP")
+
+    @model_validator(mode="after")
+    def _check(self) -> "ServeConfig":
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas = {self.min_replicas}: more than max_replicas = {self.max_replicas}")
+        players = self.players()
+        names = [player.name for player in players]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"models: two are called {name}; name them: ONE={players[0].what}")
+            if name in (PERSON, *PLAYERS):
+                raise ValueError(f"models: {name} is a player of every server; give the model another name: ONE=...")
+        if self.follow and not any(is_run(player) for player in players):
+            raise ValueError(f"follow: none of {', '.join(names)} is the folder of a run")
+        return self
+
+    def players(self) -> list[Asked]:
+        """The models as players. Raises `ValueError`."""
+        asked = []
+        for player in map(parse_player, self.models):
+            if not isinstance(player, Asked):
+                raise ValueError(f"models: {player.name} is no model; the classic players are on every server")
+            asked.append(player)
+        return asked
+
+
+def is_run(player: Player) -> bool:
+    """Whether a player is the newest checkpoint of a run."""
+    return (Path(player.what).expanduser() / "checkpoints").is_dir()

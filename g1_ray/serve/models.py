@@ -1,0 +1,188 @@
+"""A served model: a player of evaluation, opened in a replica, that answers as it is asked and takes up newer weights.
+
+question -> Model.answer -> replies as they grow (words, tokens, policy versions)
+a run that trains -> Follower -> newest checkpoint -> engine.load_policy, between two answers: none mixes weights
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from envs import Task, game_names
+from g1_ray.engines.base import Engine
+from g1_ray.engines.weight_sync import pack_weights
+from g1_ray.evaluation.play import Question, Reply
+from g1_ray.evaluation.players import Asked, Opened, parse_player
+from g1_ray.files import read_json
+from g1_ray.runs.checkpoints import checkpoints, fault_of
+
+if TYPE_CHECKING:
+    from g1_ray.serve.openai import Chat, Delta
+
+log = logging.getLogger(__name__)
+POLL_S = 2.0
+"""How often a run is looked at for a newer checkpoint."""
+DRAIN_S = 120.0
+"""Longest wait for answers to end before newer weights are loaded."""
+
+
+class Turnstile:
+    """Answers go through together, a load goes through alone: what comes after it waits for it."""
+
+    def __init__(self) -> None:
+        self._inside, self._changed, self._loading = 0, asyncio.Condition(), False
+
+    @contextlib.asynccontextmanager
+    async def answering(self) -> AsyncIterator[None]:
+        """An answer."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._loading)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            async with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    @contextlib.asynccontextmanager
+    async def loading(self, timeout_s: float) -> AsyncIterator[None]:
+        """A load. Raises `TimeoutError` where an answer does not end."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._loading)
+            self._loading = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                async with self._changed:
+                    await self._changed.wait_for(lambda: not self._inside)
+            yield
+        finally:
+            async with self._changed:
+                self._loading = False
+                self._changed.notify_all()
+
+
+class Model:
+    """A player that is asked, ready to answer. `spec`: as on the command line; `follow`: take up newer checkpoints."""
+
+    def __init__(self, spec: str, follow: bool = False) -> None:
+        player = parse_player(spec)
+        assert isinstance(player, Asked), spec
+        self.player, self.follow = player, follow
+        self.tasks = tasks_known(player.what)
+        self.version = 0
+        """Of the weights that answer: optimizer steps of the run, where it is followed."""
+        self._turnstile = Turnstile()
+        self._closing = contextlib.AsyncExitStack()
+        self._follower: asyncio.Task[None] | None = None
+
+    async def open(self, gpus: float) -> None:
+        """Loads it. Raises `ValueError`."""
+        tasks = [task for _, task in self.tasks] + [Task.make(name) for name in game_names()]
+        self.opened: Opened = await self._closing.enter_async_context(
+            type(self.player).opened([self.player], tasks, gpus)
+        )
+        if self.follow:
+            assert self.opened.engine is not None
+            self._follower = asyncio.create_task(self._go_on(Path(self.player.what), self.opened.engine))
+
+    async def close(self) -> None:
+        """Ends its engine."""
+        if self._follower:
+            self._follower.cancel()
+        await self._closing.aclose()
+
+    def about(self) -> dict[str, Any]:
+        """What clients are told of it."""
+        return {
+            "name": self.player.name,
+            "version": self.version,
+            "follows": self.follow,
+            "chats": self.opened.engine is not None,
+            "games": [{"label": name, "game": task.name, **_axes(task)} for name, task in self.tasks],
+        }
+
+    def check(self) -> None:
+        """Raises what ended its engine, or what follows its run."""
+        if self._follower and self._follower.done():
+            self._follower.result()
+
+    async def answer(self, question: Question) -> AsyncGenerator[Reply, None]:
+        """The reply to a question, as it grows."""
+        async with self._turnstile.answering():
+            if self.opened.watch is None:
+                yield await self.opened.ask(self.player, question)
+                return
+            async with contextlib.aclosing(self.opened.watch(self.player, question)) as growing:
+                async for reply in growing:
+                    yield reply
+
+    async def chat(self, chat: "Chat") -> "AsyncGenerator[Delta, None]":
+        """The answer to a conversation of the OpenAI protocol, in pieces. Raises `Refused`."""
+        from g1_ray.serve.openai import answered
+
+        async with self._turnstile.answering():
+            async with contextlib.aclosing(answered(chat, self.opened)) as pieces:
+                async for piece in pieces:
+                    yield piece
+
+    async def _go_on(self, run: Path, engine: Engine) -> None:
+        """Takes up every newer checkpoint of a run."""
+        done = _step(Path(str(getattr(self.player, "_path", ""))))
+        self.version = done
+        while True:
+            newest = checkpoints(run / "checkpoints")[-1:]
+            if newest and _step(newest[0]) > done:
+                with contextlib.suppress(FileNotFoundError):  # it was pruned as it was read
+                    if not await asyncio.to_thread(fault_of, newest[0]):
+                        done = await self._take_up(newest[0], engine)
+            await asyncio.sleep(POLL_S)
+
+    async def _take_up(self, checkpoint: Path, engine: Engine) -> int:
+        step = _step(checkpoint)
+        weights = await asyncio.to_thread(_packed, checkpoint, engine)
+        async with self._turnstile.loading(DRAIN_S):
+            await engine.load_policy(weights, step)
+            self.version = step
+        log.info("%s: answers from step %d on", self.player.name, step)
+        return step
+
+
+def _axes(task: Task) -> dict[str, dict[str, Any]]:
+    return {"reasoning": task.reasoning.as_dict(), "perception": task.perception.as_dict()}
+
+
+def _packed(checkpoint: Path, engine: Engine) -> Any:
+    import torch
+
+    from g1_ray.models.weights import load_model
+
+    dtype = getattr(torch, getattr(engine, "_dtype", "float32"))
+    return pack_weights(load_model(str(checkpoint), dtype=dtype).named_parameters(), dtype)
+
+
+def _step(checkpoint: Path) -> int:
+    """Optimizer steps of a checkpoint; 0 of a folder that is none."""
+    name, _, number = checkpoint.name.partition("-")
+    return int(number) if name == "step" and number.isdecimal() else 0
+
+
+def tasks_known(what: str) -> list[tuple[str, Task]]:
+    """What a model was trained on, by name, where its folder or its run says so."""
+    from g1_ray.config import GameConfig
+    from g1_ray.models.find import model_path
+
+    try:
+        folder = Path(model_path(what))
+    except ValueError:
+        return []
+    for path in (folder / "made.json", *(parent / "config.json" for parent in (folder, *folder.parents[:2]))):
+        games = read_json(path).get("games") if path.is_file() else None
+        if isinstance(games, Sequence) and games:
+            known = {field: None for field in GameConfig.model_fields}
+            configs = [GameConfig(**{key: value for key, value in game.items() if key in known}) for game in games]
+            return [(config.name, config.task()) for config in configs]
+    return []
