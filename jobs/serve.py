@@ -18,7 +18,7 @@ EPILOG = """models: as g1-ray evaluate takes them; without any: the tiny model t
   g1-ray serve                                           # a laptop, no network
   g1-ray serve runs/demo --follow                        # a run that trains: watch it get better
   g1-ray serve cold=tiny-coldstart "rl=runs/demo?temperature=0&engine.kind=vllm"
-Off this machine (--host) a token is needed: export G1_RAY_SERVE_TOKEN=$(openssl rand -hex 16). docs/serving.md has more."""
+Off this machine (--host) a token is needed: export G1_RAY_SERVE_TOKEN=$(openssl rand -hex 16); see docs/serving.md"""
 
 
 def options() -> Parser:
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def config_in(args: argparse.Namespace) -> "ServeConfig":
     """The options. Raises `ValueError`."""
-    from g1_ray.serve.app import config_of
+    from g1_ray.serve.config import config_of
 
     given = {"models": args.models or ["tiny-coldstart"], "follow": args.follow, "folder": args.folder}
     return config_of({**given, "hosts": args.hosts, "max_replicas": args.replicas})

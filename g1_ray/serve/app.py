@@ -10,20 +10,17 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
 from g1_ray.cluster.join import PROCESS_ENV
-from g1_ray.config_text import explain
 from g1_ray.evaluation.play import Question, Reply
 from g1_ray.serve.backend import GAMES, Backend, deployment_of
-from g1_ray.serve.config import ServeConfig, is_run
+from g1_ray.serve.config import ServeConfig, config_of, is_run
 from g1_ray.serve.guard import Rules
 
 if TYPE_CHECKING:
@@ -49,9 +46,9 @@ class Games:
                     raise
                 time.sleep(0.1)
 
-    async def call(self, name: str, *args: Any, **options: Any) -> Any:
+    async def call(self, method: str, /, *args: Any, **options: Any) -> Any:
         """A method of the arena, in a thread."""
-        return await asyncio.to_thread(getattr(self.arena, name), *args, **options)
+        return await asyncio.to_thread(getattr(self.arena, method), *args, **options)
 
     def __del__(self) -> None:
         if hasattr(self, "arena"):
@@ -92,13 +89,6 @@ class ModelServer:
             await self.model.close()
 
 
-def ingress(models: list[str], rules: Rules) -> "FastAPI":
-    """What each process that speaks HTTP runs."""
-    from g1_ray.serve.routes import build
-
-    return build(Backend(models), rules)
-
-
 def app(args: Mapping[str, Any] | ServeConfig) -> Application:
     """The application. Raises `ValueError` for options that are wrong."""
     config = args if isinstance(args, ServeConfig) else config_of(args)
@@ -115,8 +105,14 @@ def app(args: Mapping[str, Any] | ServeConfig) -> Application:
         ray_actor_options={"num_cpus": 0, **environment},
     ).bind(str(Path(config.folder).expanduser().absolute()), names)
     parts = [games, *(_model(config, i, environment) for i in range(len(names)))]
+
+    def ingress() -> "FastAPI":
+        from g1_ray.serve.routes import build
+
+        return build(Backend(names), rules)
+
     front = serve.deployment(
-        serve.ingress(partial(ingress, names, rules))(),
+        serve.ingress(ingress)(),
         name="ingress",
         num_replicas=config.ingress_replicas,
         max_ongoing_requests=500,
@@ -147,17 +143,3 @@ def _model(config: ServeConfig, number: int, environment: Mapping[str, Any]) -> 
         graceful_shutdown_timeout_s=30,
         ray_actor_options={**player.needs(gpus), **environment},
     ).bind(spec, config.follow and is_run(player), gpus)
-
-
-def config_of(args: Mapping[str, Any]) -> ServeConfig:
-    """The options from `serve run`'s KEY=VALUE or a deployment file; MODEL is a list, or words apart by spaces."""
-    values = {key.lower(): value for key, value in args.items()}
-    if "model" in values:
-        values["models"] = values.pop("model")
-    for key in ("models", "hosts"):
-        if isinstance(values.get(key), str):
-            values[key] = values[key].split()
-    try:
-        return ServeConfig.model_validate(values)
-    except ValidationError as error:
-        raise ValueError(explain(error, ServeConfig, "serve", ())) from None

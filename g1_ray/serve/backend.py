@@ -36,7 +36,7 @@ class Backend:
     def __init__(self, models: list[str]) -> None:
         self.models = models
 
-    async def games(self, call: str, *args: Any, **options: Any) -> Any:
+    async def games(self, call: str, /, *args: Any, **options: Any) -> Any:
         """A method of the arena. Raises `Refused`."""
         handle = serve.get_deployment_handle(GAMES)
         return await _patiently(lambda: handle.call.remote(call, *args, **options))

@@ -1,11 +1,14 @@
 """The options of the server."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from envs import PLAYERS
 from g1_ray.config import Section
+from g1_ray.config_text import explain
 from g1_ray.evaluation.players import Asked, Player, parse_player
 from g1_ray.serve.session import PERSON
 
@@ -56,3 +59,17 @@ class ServeConfig(Section):
 def is_run(player: Player) -> bool:
     """Whether a player is the newest checkpoint of a run."""
     return (Path(player.what).expanduser() / "checkpoints").is_dir()
+
+
+def config_of(args: Mapping[str, Any]) -> ServeConfig:
+    """The options from `serve run`'s KEY=VALUE or a deployment file; MODEL is a list, or words apart by spaces."""
+    values = {key.lower(): value for key, value in args.items()}
+    if "model" in values:
+        values["models"] = values.pop("model")
+    for key in ("models", "hosts"):
+        if isinstance(values.get(key), str):
+            values[key] = values[key].split()
+    try:
+        return ServeConfig.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(explain(error, ServeConfig, "serve", ())) from None

@@ -156,7 +156,7 @@ class Guard:
 
 
 class ProxyGuard:
-    """The part of it that stands in Serve's own proxy: bodies, which the proxy would hold, and the proxy's own routes."""
+    """The part of it that stands in Serve's own proxy: bodies, which it would hold, and routes of its own."""
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
         self.app, self.rules = app, Rules()
