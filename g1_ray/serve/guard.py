@@ -97,7 +97,7 @@ class Guard:
         if not self._known(host):
             return 403, "host", "this server is not known by that name; give it with --hosts"
         origin = headers.get("origin")
-        if origin is not None and _host_of(urlsplit(origin).netloc if origin != "null" else "null") != host:
+        if origin is not None and _host_of(origin.partition("://")[2]) != host:
             return 403, "origin", "pages of other sites can't ask here"
         if not self._spends(scope, headers):
             return 429, "rate", "too many requests; wait a second"

@@ -1,7 +1,7 @@
 """Links to replays: what was played, signed. The server plays it again and believes nothing else.
 
-A link is base64url of deflated JSON with the first 16 bytes of HMAC-SHA-256 (RFC 2104) before it: of the JSON and of
-the states that its games end in, so that a link of other rules than today's is refused as well.
+A link is base64url of deflated JSON, and before it 16 bytes of HMAC-SHA-256 (RFC 2104): of what is deflated, and of the
+states that its games end in, so that a link of other rules than today's is refused as well.
 """
 
 import base64
@@ -39,9 +39,9 @@ def write_link(
 ) -> str:
     """A link to games. Raises `Refused` where they are too long for one."""
     about = {"g": game, "t": task.to_json(), "s": seed, "p": list(players), "a": [list(its) for its in actions]}
-    text = json.dumps(about, separators=(",", ":")).encode()
-    signed = _signature(secret, text, Replay(game, task, seed, list(players), [list(its) for its in actions]))
-    link = base64.urlsafe_b64encode(signed + zlib.compress(text, 9)).decode().rstrip("=")
+    packed = zlib.compress(json.dumps(about, separators=(",", ":")).encode(), 9)
+    signed = _signature(secret, packed, Replay(game, task, seed, list(players), [list(its) for its in actions]))
+    link = base64.urlsafe_b64encode(signed + packed).decode().rstrip("=")
     if len(link) > MAX_LINK:
         raise Refused(413, "too_long", "these games are too long for a link")
     return link
@@ -56,21 +56,18 @@ def read_link(secret: bytes, link: str) -> Replay:
         data = base64.b64decode(link + "=" * (-len(link) % 4), altchars=b"-_", validate=True)
         if base64.urlsafe_b64encode(data).decode().rstrip("=") != link:  # one link, one spelling
             raise forged
-        opened = zlib.decompressobj()
-        text = opened.decompress(data[_SIGNATURE:], _MAX_JSON)
-        if not opened.eof or opened.unused_data:
+        packed = data[_SIGNATURE:]
+        # Nothing is unpacked before it is known to be ours.
+        if not hmac.compare_digest(data[: _SIGNATURE // 2], _mac(secret, packed)[: _SIGNATURE // 2]):
             raise forged
-        # Nothing is played before the text is known to be ours.
-        if not hmac.compare_digest(data[: _SIGNATURE // 2], _mac(secret, text)[: _SIGNATURE // 2]):
-            raise forged
-        about = json.loads(text)
+        about = json.loads(zlib.decompressobj().decompress(packed, _MAX_JSON))
         replay = Replay(about["g"], Task.from_json(about["t"]), about["s"], about["p"], about["a"])
     except (ValueError, zlib.error, binascii.Error, KeyError, TypeError, UnicodeError):
         raise forged from None
     if any(len(its) > MAX_MOVES for its in replay.actions):
         raise forged
     try:
-        signed = _signature(secret, text, replay)
+        signed = _signature(secret, packed, replay)
     except RuntimeError:  # a move after the end
         raise forged from None
     if not hmac.compare_digest(data[:_SIGNATURE], signed):
@@ -82,8 +79,8 @@ def _mac(secret: bytes, *parts: bytes) -> bytes:
     return hmac.new(secret, b"\0".join(parts), hashlib.sha256).digest()
 
 
-def _signature(secret: bytes, text: bytes, replay: Replay) -> bytes:
-    """Half of it is of the text, half of the text and of what its games come to."""
+def _signature(secret: bytes, packed: bytes, replay: Replay) -> bytes:
+    """Half of it is of what is packed, half of that and of what its games come to."""
     ends = []
     for actions in replay.actions:
         game = replay.task.new_game()
@@ -91,4 +88,4 @@ def _signature(secret: bytes, text: bytes, replay: Replay) -> bytes:
         for action in actions:
             game.step(action)
         ends.append(hashlib.sha256(game.snapshot()).digest())
-    return _mac(secret, text)[: _SIGNATURE // 2] + _mac(secret, text, *ends)[: _SIGNATURE // 2]
+    return _mac(secret, packed)[: _SIGNATURE // 2] + _mac(secret, packed, *ends)[: _SIGNATURE // 2]
