@@ -41,8 +41,12 @@ def main(argv: list[str] | None = None) -> int:
     """`g1-ray serve`."""
     args = options().parse_args(argv)
     config = config_in(args)
-    for player in config.players():
-        player.check()
+
+    from g1_ray.evaluation.players import parse_player
+
+    models = config.served()
+    for model in models:
+        parse_player(model.spec).check()
     check_place(args)
 
     from g1_ray.logs import start_logging
@@ -52,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     begun = time.monotonic()
-    print(f"starting {', '.join(player.name for player in config.players())} ...", flush=True)
+    print(f"starting {', '.join(model.name for model in models)} ...", flush=True)
     bring_up(config, args)
     name = "127.0.0.1" if args.host in ("0.0.0.0", "::") else args.host
     print(f"http://{name}:{args.port}  up after {time.monotonic() - begun:.0f} s; Ctrl-C ends it", flush=True)

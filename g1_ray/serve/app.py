@@ -19,8 +19,9 @@ from ray.serve.config import AutoscalingConfig
 
 from g1_ray.cluster.join import PROCESS_ENV
 from g1_ray.evaluation.play import Question, Reply
+from g1_ray.evaluation.players import parse_player
 from g1_ray.serve.backend import GAMES, Backend, deployment_of
-from g1_ray.serve.config import ServeConfig, config_of, is_run
+from g1_ray.serve.config import ServeConfig, Served, config_of
 from g1_ray.serve.guard import Rules
 
 if TYPE_CHECKING:
@@ -58,12 +59,12 @@ class Games:
 class ModelServer:
     """A model as an actor."""
 
-    async def __init__(self, spec: str, follow: bool, gpus: float) -> None:  # type: ignore[misc]
+    async def __init__(self, name: str, spec: str, run: str, gpus: float) -> None:  # type: ignore[misc]
         from g1_ray.logs import start_logging
         from g1_ray.serve.models import Model
 
         start_logging("serve")
-        self.model = Model(spec, follow)
+        self.model = Model(name, spec, run)
         await self.model.open(gpus)
 
     def about(self) -> dict[str, Any]:
@@ -93,7 +94,8 @@ def app(args: Mapping[str, Any] | ServeConfig) -> Application:
     """The application. Raises `ValueError` for options that are wrong."""
     config = args if isinstance(args, ServeConfig) else config_of(args)
     rules = Rules.from_environment(hosts=config.hosts, rate=config.rate, burst=3 * config.rate)
-    names = [player.name for player in config.players()]
+    models = config.served()
+    names = [model.name for model in models]
     environment = {"runtime_env": {"env_vars": PROCESS_ENV}}
     games = serve.deployment(
         Games,
@@ -104,7 +106,7 @@ def app(args: Mapping[str, Any] | ServeConfig) -> Application:
         health_check_timeout_s=20,
         ray_actor_options={"num_cpus": 0, **environment},
     ).bind(str(Path(config.folder).expanduser().absolute()), names)
-    parts = [games, *(_model(config, i, environment) for i in range(len(names)))]
+    parts = [games, *(_model(config, model, environment) for model in models)]
 
     def ingress() -> "FastAPI":
         from g1_ray.serve.routes import build
@@ -124,15 +126,14 @@ def app(args: Mapping[str, Any] | ServeConfig) -> Application:
     return front.bind(*parts)
 
 
-def _model(config: ServeConfig, number: int, environment: Mapping[str, Any]) -> Application:
+def _model(config: ServeConfig, model: Served, environment: Mapping[str, Any]) -> Application:
     """The deployment of a model."""
     import ray
 
-    player, spec = config.players()[number], config.models[number]
     gpus = ray.cluster_resources().get("GPU", 0.0) if ray.is_initialized() else 0.0
     return serve.deployment(
         ModelServer,
-        name=deployment_of(player.name),
+        name=deployment_of(model.name),
         max_ongoing_requests=config.max_ongoing,
         max_queued_requests=config.max_queued,
         autoscaling_config=AutoscalingConfig(
@@ -141,5 +142,5 @@ def _model(config: ServeConfig, number: int, environment: Mapping[str, Any]) -> 
         health_check_period_s=2,
         health_check_timeout_s=30,
         graceful_shutdown_timeout_s=30,
-        ray_actor_options={**player.needs(gpus), **environment},
-    ).bind(spec, config.follow and is_run(player), gpus)
+        ray_actor_options={**parse_player(model.spec).needs(gpus), **environment},
+    ).bind(model.name, model.spec, model.run if config.follow else "", gpus)

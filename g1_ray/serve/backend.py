@@ -5,7 +5,9 @@ Nothing is doubled by that: the games take a revision once, and a model is asked
 
 import asyncio
 import dataclasses
+import hashlib
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
@@ -26,8 +28,9 @@ _T = TypeVar("_T")
 
 
 def deployment_of(model: str) -> str:
-    """The deployment of a model."""
-    return f"model:{model}"
+    """The deployment of a model, named such that it can be part of a file's name."""
+    plain = re.sub(r"[^\w.-]+", "-", model)
+    return f"model-{plain}" if plain == model else f"model-{plain}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
 
 
 class Backend:

@@ -2,15 +2,27 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field, ValidationError, model_validator
 
 from envs import PLAYERS
 from g1_ray.config import Section
 from g1_ray.config_text import explain
-from g1_ray.evaluation.players import Asked, Player, parse_player
+from g1_ray.evaluation.players import Asked, parse_player
+from g1_ray.grammar import parse_spec
+from g1_ray.models.find import SHIPPED
 from g1_ray.serve.session import PERSON
+
+
+class Served(NamedTuple):
+    """A model of the server."""
+
+    name: str
+    spec: str
+    """What `parse_player` takes, the same in any folder."""
+    run: str
+    """The run whose newest checkpoint it is; '' for none."""
 
 
 class ServeConfig(Section):
@@ -35,30 +47,33 @@ class ServeConfig(Section):
     def _check(self) -> "ServeConfig":
         if self.min_replicas > self.max_replicas:
             raise ValueError(f"min_replicas = {self.min_replicas}: more than max_replicas = {self.max_replicas}")
-        players = self.players()
-        names = [player.name for player in players]
+        served = self.served()
+        names = [model.name for model in served]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"models: two are called {name}; name them: ONE={players[0].what}")
+                raise ValueError(f"models: two are called {name}; give one of them another name: NAME={self.models[0]}")
             if name in (PERSON, *PLAYERS):
-                raise ValueError(f"models: {name} is a player of every server; give the model another name: ONE=...")
-        if self.follow and not any(is_run(player) for player in players):
+                raise ValueError(f"models: {name} is a player of every server; give the model another name: NAME=...")
+        if self.follow and not any(model.run for model in served):
             raise ValueError(f"follow: none of {', '.join(names)} is the folder of a run")
         return self
 
-    def players(self) -> list[Asked]:
-        """The models as players. Raises `ValueError`."""
-        asked = []
-        for player in map(parse_player, self.models):
-            if not isinstance(player, Asked):
-                raise ValueError(f"models: {player.name} is no model; the classic players are on every server")
-            asked.append(player)
-        return asked
+    def served(self) -> list[Served]:
+        """The models. Raises `ValueError`."""
+        return [served(text) for text in self.models]
 
 
-def is_run(player: Player) -> bool:
-    """Whether a player is the newest checkpoint of a run."""
-    return (Path(player.what).expanduser() / "checkpoints").is_dir()
+def served(text: str) -> Served:
+    """The model that a text names; the paths in it are as seen from this folder. Raises `ValueError`."""
+    player, spec = parse_player(text), parse_spec(text)
+    if not isinstance(player, Asked):
+        raise ValueError(f"models: {player.name} is no model; the classic players are on every server")
+    folder = Path(spec.what).expanduser().absolute()
+    if spec.what in SHIPPED or "://" in spec.what or not folder.is_dir():
+        return Served(player.name, text, "")
+    options = "&".join(f"{key}={value}" for key, value in spec.options.items())
+    run = str(folder) if (folder / "checkpoints").is_dir() else ""
+    return Served(spec.name or folder.name, f"{folder}?{options}" if options else str(folder), run)
 
 
 def config_of(args: Mapping[str, Any]) -> ServeConfig:

@@ -8,6 +8,7 @@
 What goes out carries a strict Content-Security-Policy. Tokens are compared in constant time, and are in no log.
 """
 
+import asyncio
 import hashlib
 import hmac
 import ipaddress
@@ -27,6 +28,8 @@ MIN_TOKEN = 16
 """Characters of a token, at least."""
 CLIENTS = 10_000
 """Clients whose rate is remembered."""
+BODY_S = 30.0
+"""Longest wait for a body."""
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -89,7 +92,11 @@ class Guard:
         if refusal := self._refusal(scope, headers, limit):
             await self._login_or(refusal, scope, headers, receive, send)
             return
-        await self.app(scope, _limited(receive, limit), _dressed(send))
+        body = await _read(receive, limit)
+        if isinstance(body, tuple):
+            await _refuse(send, *body)
+            return
+        await self.app(scope, _again(body, receive), _dressed(send))
 
     def _refusal(self, scope: Scope, headers: Mapping[str, str], limit: int) -> tuple[int, str, str] | None:
         """Status, code and message for a request that is not let in."""
@@ -140,11 +147,10 @@ class Guard:
         """The form to log in with, where a person lacks the token; else the refusal."""
         status, code, message = refusal
         if code != "token" or "text/html" not in headers.get("accept", ""):
-            extra = {"retry-after": "1"} if status == 429 else {"www-authenticate": "Bearer"} if status == 401 else {}
-            body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
-            await _respond(send, status, json.dumps(body).encode(), "application/json", extra)
+            await _refuse(send, status, code, message)
         elif scope["method"] == "POST" and scope["path"] == "/login":
-            given = parse_qs((await _body(receive, 4096)).decode("latin-1")).get("token", [""])[0]
+            body = await _read(receive, 4096)
+            given = parse_qs(body.decode("latin-1")).get("token", [""])[0] if isinstance(body, bytes) else ""
             if _equal(given, self.rules.token):
                 secure = "; Secure" if scope.get("scheme") == "https" else ""
                 cookie = f"{COOKIE}={cookie_of(self.rules.token)}; Path=/; HttpOnly; SameSite=Strict{secure}"
@@ -166,12 +172,16 @@ class ProxyGuard:
             limit = self.rules.large.get(scope["path"], self.rules.max_body)
             length = dict(scope["headers"]).get(b"content-length", b"0")
             if length.isdigit() and int(length[:20]) > limit:
-                await _respond(send, 413, b"too large", "text/plain", {})
+                await _refuse(send, 413, "too_large", f"up to {limit} bytes")
                 return
             if scope["path"].startswith("/-/") and not _is_here(scope):
-                await _respond(send, 404, b"", "text/plain", {})
+                await _refuse(send, 404, "http", "Not Found")
                 return
-            receive = _limited(receive, limit)
+            body = await _read(receive, limit)
+            if isinstance(body, tuple):
+                await _refuse(send, *body)
+                return
+            receive = _again(body, receive)
         await self.app(scope, receive, send)
 
 
@@ -217,20 +227,32 @@ def _form(fault: str) -> bytes:
     ).encode()
 
 
-def _limited(receive: Receive, limit: int) -> Receive:
-    """The body, cut off where it is longer than it may be: a connection that tells no length before."""
-    read = 0
+async def _read(receive: Receive, limit: int) -> bytes | tuple[int, str, str]:
+    """The whole body; or status, code and message where it is too large, too slow, or was given up."""
+    data = bytearray()
+    try:
+        async with asyncio.timeout(BODY_S):
+            while True:
+                message = await receive()
+                if message["type"] != "http.request":
+                    return 400, "gone", "the connection was closed before the body was whole"
+                data += message.get("body", b"")
+                if len(data) > limit:
+                    return 413, "too_large", f"a body of more than {limit} bytes"
+                if not message.get("more_body"):
+                    return bytes(data)
+    except TimeoutError:
+        return 408, "slow", f"the body took more than {BODY_S:g} s"
 
-    async def limited() -> MutableMapping[str, Any]:
-        nonlocal read
-        message = await receive()
-        if message["type"] == "http.request":
-            read += len(message.get("body", b""))
-            if read > limit:
-                return {"type": "http.disconnect"}
-        return message
 
-    return limited
+def _again(body: bytes, receive: Receive) -> Receive:
+    """A body that was read, and then whatever comes."""
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> MutableMapping[str, Any]:
+        return waiting.pop() if waiting else await receive()
+
+    return again
 
 
 def _dressed(send: Send) -> Send:
@@ -248,14 +270,11 @@ def _dressed(send: Send) -> Send:
     return dressed
 
 
-async def _body(receive: Receive, limit: int) -> bytes:
-    data = b""
-    while len(data) <= limit:
-        message = await receive()
-        data += message.get("body", b"")
-        if message["type"] != "http.request" or not message.get("more_body"):
-            break
-    return data[:limit]
+async def _refuse(send: Send, status: int, code: str, message: str) -> None:
+    """A refusal, in the form of OpenAI's errors."""
+    extra = {"retry-after": "1"} if status == 429 else {"www-authenticate": "Bearer"} if status == 401 else {}
+    body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
+    await _respond(send, status, json.dumps(body).encode(), "application/json", extra)
 
 
 async def _respond(send: Send, status: int, body: bytes, kind: str, headers: Mapping[str, str]) -> None:

@@ -66,12 +66,15 @@ class Turnstile:
 
 
 class Model:
-    """A player that is asked, ready to answer. `spec`: as on the command line; `follow`: take up newer checkpoints."""
+    """A player that is asked, ready to answer.
 
-    def __init__(self, spec: str, follow: bool = False) -> None:
-        player = parse_player(spec)
+    `spec`: as on the command line; `run`: the folder of the run whose newer checkpoints are taken up.
+    """
+
+    def __init__(self, name: str, spec: str, run: str = "") -> None:
+        player = parse_player(spec).model_copy(update={"name": name})
         assert isinstance(player, Asked), spec
-        self.player, self.follow = player, follow
+        self.player, self.run = player, run
         self.tasks = tasks_known(player.what)
         self.version = 0
         """Of the weights that answer: optimizer steps of the run, where it is followed."""
@@ -85,9 +88,9 @@ class Model:
         self.opened: Opened = await self._closing.enter_async_context(
             type(self.player).opened([self.player], tasks, gpus)
         )
-        if self.follow:
+        if self.run:
             assert self.opened.engine is not None
-            self._follower = asyncio.create_task(self._go_on(Path(self.player.what), self.opened.engine))
+            self._follower = asyncio.create_task(self._go_on(Path(self.run), self.opened.engine))
 
     async def close(self) -> None:
         """Ends its engine."""
@@ -100,7 +103,7 @@ class Model:
         return {
             "name": self.player.name,
             "version": self.version,
-            "follows": self.follow,
+            "follows": bool(self.run),
             "chats": self.opened.engine is not None,
             "games": [{"label": name, "game": task.name, **_axes(task)} for name, task in self.tasks],
         }
