@@ -193,6 +193,7 @@ def finish(evaluation: "Evaluation", args: argparse.Namespace, out: Path) -> Non
     from g1_ray.evaluation.lab import lab_table, write_labs
     from g1_ray.evaluation.moves import file_name
     from g1_ray.evaluation.results import results_table, write_results
+    from g1_ray.runs.progress import Count
     from g1_ray.tables import aligned
 
     results = evaluation.results(args.against)
@@ -213,10 +214,12 @@ def finish(evaluation: "Evaluation", args: argparse.Namespace, out: Path) -> Non
     print("".join(f"{line}\n" for line in stopped), end="", flush=True)
     if stopped and args.out and evaluation.num_answers:
         print("what was answered is kept; the same command goes on from there")
-    for entry in evaluation.entries if args.clips else ():
-        if evaluation.is_over(entry):
+    over = [entry for entry in evaluation.entries if args.clips and evaluation.is_over(entry)]
+    with Count("clips", len(over)) as count:
+        for entry in over:
             path = out / file_name(*entry.key, f".{args.clips}")
             save_clip(evaluation.runs[entry.key][0], path, entry.player.name, 200)
+            count(count.done + 1)
     if args.out and results:
         print(f"wrote {out}: table.md, results.parquet, moves/; see them with g1-ray report {out}")
 

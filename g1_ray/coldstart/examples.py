@@ -27,6 +27,7 @@ from g1_ray.evaluation.play import Reply
 from g1_ray.evaluation.replies import kept_replies
 from g1_ray.files import Journal
 from g1_ray.rollout.starts import draw
+from g1_ray.runs.progress import Count
 from g1_ray.seeds import seed_of
 
 _LINE = TypeAdapter(tuple[str, str, int, Reply])
@@ -153,7 +154,7 @@ def make_examples(
     Raises `ValueError` where a teacher's answers are of no use.
     """
     executor, size = maker.executor(workers)
-    with executor as pool:
+    with executor as pool, Count(f"examples of {maker.game.name}", num) as count:
         made, bad, first = 0, 0, 0
         while made < num:
             # Chunks never depend on how many are still wanted, so neither do examples on how many are made.
@@ -170,4 +171,5 @@ def make_examples(
                     bad = 0
                     if made < num:
                         made += 1
+                        count(made)
                         yield example

@@ -28,6 +28,7 @@ from g1_ray.models.card import Card
 from g1_ray.models.chat import Chat
 from g1_ray.models.weights import load_model
 from g1_ray.runs.curves import save_curves
+from g1_ray.runs.progress import Count
 from g1_ray.seeds import seed_of
 from g1_ray.types import Ints
 
@@ -239,23 +240,20 @@ def fit(trainer: Trainer, lots: Sequence[Lot], out: Path, show: Callable[[str], 
     lines = read_lines(journal.path)[: trainer.step]
     write_lines(journal.path, lines)
     metrics: dict[str, float] = lines[-1] if lines else {}
-    config, started, first = trainer.config, time.monotonic(), trainer.step
-    with contextlib.closing(journal):
+    config, started = trainer.config, time.monotonic()
+    with contextlib.closing(journal), Count("steps", trainer.steps, trainer.step) as count:
         while trainer.step < trainer.steps:
             metrics = trainer.update(lots)
             if not math.isfinite(metrics["loss"]):
                 raise FloatingPointError(f"step {trainer.step}: the loss is {metrics['loss']}")
             passed = time.monotonic() - started
             metrics = {"step": trainer.step, **metrics, "seconds": round(passed, 2)}
+            due = trainer.step % config.log_every == 0 or trainer.step == trainer.steps
+            told = f"loss {metrics['loss']:.4f}, tokens right {metrics['token_acc']:.3f}" if due else ""
+            count(trainer.step, told)
             if trainer.step == trainer.steps:
                 metrics["sight"] = _told_sight(trainer, lots, show)
             journal.append({name: value if math.isfinite(value) else None for name, value in metrics.items()})
-            if trainer.step % config.log_every == 0 or trainer.step == trainer.steps:
-                left = passed / (trainer.step - first) * (trainer.steps - trainer.step)
-                show(
-                    f"step {trainer.step}/{trainer.steps}  loss {metrics['loss']:.4f}  "
-                    f"tokens right {metrics['token_acc']:.3f}  {left:.0f} s left"
-                )
             if config.checkpoint_every and trainer.step % config.checkpoint_every == 0:
                 trainer.save(out / "checkpoints" / f"step-{trainer.step}")
     trainer.save(out / "checkpoints" / f"step-{trainer.step}")

@@ -20,6 +20,7 @@ from envs import State
 from envs.codec import prompt_of
 from g1_ray.files import written
 from g1_ray.runs.parquet import data_uri, png_of, with_image, write_tables
+from g1_ray.runs.progress import Count
 from g1_ray.runs.reading import moves_in, names_in, sources_of
 
 if TYPE_CHECKING:
@@ -46,13 +47,15 @@ def export_datasets(folder: Path, out: Path, limit: int = 0) -> dict[Path, int]:
         columns = pq.read_schema(files[0])
         schema = with_image(pa.schema([("prompt", pa.string()), *columns]))
         path = out / f"{name}.parquet"
-        rows[path] = write_tables(path, schema, _tables(files, schema, limit))
+        total = min(limit or sys.maxsize, sum(pq.read_metadata(file).num_rows for file in files))
+        with Count(f"rows of {name}", total) as count:
+            rows[path] = write_tables(path, schema, _tables(files, schema, total, count))
     return rows
 
 
-def _tables(files: Sequence[Path], schema: pa.Schema, limit: int) -> Iterator[pa.Table]:
+def _tables(files: Sequence[Path], schema: pa.Schema, total: int, count: Count) -> Iterator[pa.Table]:
     """The files' rows with their picture and prompt, so many at a time."""
-    left = limit or sys.maxsize
+    left = total
     for file in files:
         with pq.ParquetFile(file) as source:
             for batch in source.iter_batches(ROWS):
@@ -65,6 +68,7 @@ def _tables(files: Sequence[Path], schema: pa.Schema, limit: int) -> Iterator[pa
                 columns["image"] = pa.array([{"bytes": png, "path": None} for png, _ in shown], schema.field(0).type)
                 columns["prompt"] = pa.array([prompt for _, prompt in shown])
                 yield pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
+                count(total - left)
 
 
 @functools.lru_cache(maxsize=64)
@@ -88,24 +92,33 @@ def export_inspect(folder: Path, out: Path, limit: int = 0) -> dict[Path, int]:
         raise ValueError("--to inspect needs inspect-ai: pip install -e '.[export]'") from None
     from g1_ray.evaluation.moves import read_runs
 
-    files, samples = moves_in(folder), dict[Path, int]()
-    for file in files:
-        runs = read_runs(file)[: limit or None]
-        if not runs:
-            continue
-        log = log_of(*names_in(file), runs, datetime.fromtimestamp(file.stat().st_mtime, UTC))
-        path = out / f"{file.stem}.eval"
-        with written(path) as beside:
-            write_eval_log(log, beside, format="eval")
-        samples[path] = len(runs)
-    return samples
+    files, written_runs = moves_in(folder), dict[Path, int]()
+    totals = [len(pq.read_table(file, columns=["seed"])["seed"].unique()) for file in files]
+    with Count("runs", sum(min(limit or sys.maxsize, total) for total in totals)) as count:
+        for file in files:
+            game, player = names_in(file)
+            runs, samples = read_runs(file)[: limit or None], []
+            for run in runs:
+                samples.append(_sample(player, run))
+                count(count.done + 1)
+            if not runs:
+                continue
+            log = log_of(game, player, runs, samples, datetime.fromtimestamp(file.stat().st_mtime, UTC))
+            path = out / f"{file.stem}.eval"
+            with written(path) as beside:
+                write_eval_log(log, beside, format="eval")
+            written_runs[path] = len(runs)
+    return written_runs
 
 
-def log_of(game: str, player: str, runs: "Sequence[Run]", made: datetime) -> "EvalLog":
-    """The runs of a player on a game as a log of inspect-ai, where the player stands in the model's place."""
+def log_of(game: str, player: str, runs: "Sequence[Run]", samples: "list[EvalSample]", made: datetime) -> "EvalLog":
+    """The runs of a player on a game as a log of inspect-ai, where the player stands in the model's place.
+
+    `samples`: that of each run.
+    """
     from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalResults, EvalSpec, EvalStats
 
-    samples, name = [_sample(player, run) for run in runs], f"{game}--{player}"
+    name = f"{game}--{player}"
     asking = timedelta(seconds=sum(sample.total_time or 0.0 for sample in samples))
     begun, ended = (moment.isoformat(timespec="seconds") for moment in (made - asking, made))
     return EvalLog(

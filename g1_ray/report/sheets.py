@@ -4,11 +4,12 @@ A picture is not stored. Its tiles stand once on a task's sheet, and a state say
 """
 
 import base64
+import contextlib
 import io
 import itertools
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -21,7 +22,8 @@ from PIL import Image
 from envs import State, Task
 from envs.core import Board, Looks
 from g1_ray.evaluation.confusion import Told
-from g1_ray.report.rollouts import SeenState, ShownRollout, evenly, look_at
+from g1_ray.report.rollouts import SeenBlock, SeenState, ShownRollout, evenly, look_at
+from g1_ray.runs.progress import Count
 from g1_ray.runs.reading import import_games
 
 BLOCK = 32
@@ -130,29 +132,48 @@ def pack_page(
     """
     blocks = [rollouts[i : i + BLOCK] for i in range(0, len(rollouts), BLOCK)]
     import_games(modules)
-    if workers == 1 or len(blocks) < 4:
-        examined = [look_at(block, rewards) for block in blocks]
-    else:
-        context = get_context("spawn")  # this process has threads
-        with ProcessPoolExecutor(workers, context, import_games, (modules,)) as pool:
-            examined = list(pool.map(look_at, blocks, itertools.repeat(rewards), chunksize=4))
     sheets: dict[Task, Sheet] = {}
-    packed, boards = [], {}  # type: list[str], dict[tuple[str, str], Boards]
-    for block, its in zip(blocks, examined, strict=True):
-        packed.append(_deflated({"states": [_state(seen, sheets) for seen in its.states], "rollouts": its.turns}))
-        if any(sheet.full for sheet in sheets.values()):
-            return pack_page(
-                [rollouts[i] for i in evenly(len(rollouts), len(rollouts) // 2)], rewards, modules, workers
-            )
-        for played, turns, told in zip(block, its.turns, its.told, strict=True):
-            for turn, board in zip(turns, told, strict=True):
-                if board is not None:
-                    seen = its.states[turn["state"]]
-                    kept = boards.setdefault((played.game, played.player), Boards(seen.task))
-                    kept.truth.append(seen.board)
-                    kept.told.append(board)
-    listed = _columns(rollouts, [turns for its in examined for turns in its.turns])
+    packed, boards, turns_of = [], {}, []  # type: list[str], dict[tuple[str, str], Boards], list[Any]
+    with (
+        Count("rollouts", len(rollouts)) as count,
+        contextlib.closing(_seen(blocks, rewards, modules, workers)) as seen,
+    ):
+        for block, its in zip(blocks, seen, strict=True):
+            packed.append(_deflated({"states": [_state(state, sheets) for state in its.states], "rollouts": its.turns}))
+            if any(sheet.full for sheet in sheets.values()):
+                break
+            _keep_boards(block, its, boards)
+            turns_of += its.turns
+            count(len(turns_of))
+    if len(turns_of) < len(rollouts):
+        half = [rollouts[i] for i in evenly(len(rollouts), len(rollouts) // 2)]
+        return pack_page(half, rewards, modules, workers)
+    listed = _columns(rollouts, turns_of)
     return PackedPage(listed, [s.about() for s in sheets.values()], [s.png() for s in sheets.values()], packed, boards)
+
+
+def _seen(
+    blocks: Sequence[Sequence[ShownRollout]], rewards: Mapping[str, str], modules: Sequence[str], workers: int
+) -> Generator[SeenBlock]:
+    """The blocks looked at again, one after the other."""
+    if workers == 1 or len(blocks) < 4:
+        for block in blocks:
+            yield look_at(block, rewards)
+        return
+    context = get_context("spawn")  # this process has threads
+    with ProcessPoolExecutor(workers, context, import_games, (modules,)) as pool:
+        yield from pool.map(look_at, blocks, itertools.repeat(rewards), chunksize=4)
+
+
+def _keep_boards(block: Sequence[ShownRollout], seen: SeenBlock, boards: dict[tuple[str, str], Boards]) -> None:
+    """Adds what was told of the boards of a block, beside what they are."""
+    for played, turns, told in zip(block, seen.turns, seen.told, strict=True):
+        for turn, board in zip(turns, told, strict=True):
+            if board is not None:
+                state = seen.states[turn["state"]]
+                kept = boards.setdefault((played.game, played.player), Boards(state.task))
+                kept.truth.append(state.board)
+                kept.told.append(board)
 
 
 def _state(seen: SeenState, sheets: dict[Task, Sheet]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -27,6 +27,39 @@ SMOOTHING = 0.9
 """Weight of the past in the averages that are shown."""
 
 
+class Voice:
+    """Lines on a console that is no terminal: what is said, and after each long silence what is `still` going on."""
+
+    def __init__(self, console: Console, still: Callable[[], str]) -> None:
+        self.console, self._still = console, still
+        self._over = threading.Event()
+        self._spoke = time.monotonic()
+
+    def start(self) -> None:
+        """From here on it is never silent for long: whoever waits for something has nothing to say itself."""
+        self._spoke = time.monotonic()
+        threading.Thread(target=self._keep_talking, daemon=True).start()
+
+    def _keep_talking(self) -> None:
+        while not self._over.wait(1.0):
+            if self.silent_s >= SECONDS_OF_SILENCE:
+                self.say(self._still())
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the last line."""
+        return time.monotonic() - self._spoke
+
+    def say(self, line: str) -> None:
+        """Prints a line."""
+        self._spoke = time.monotonic()
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def stop(self) -> None:
+        """Ends it."""
+        self._over.set()
+
+
 class Progress:
     """Shows the steps of a run while it is open: `with Progress(config) as progress`."""
 
@@ -40,34 +73,25 @@ class Progress:
         self._latest: dict[str, float] = {}
         self._note = ""
         self._live: Live | None = None
-        self._over = threading.Event()
-        self._spoke = self._since = time.monotonic()
+        self._voice = Voice(self.console, self._still)
+        self._since = time.monotonic()
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
             self._live = Live(console=self.console, refresh_per_second=4, get_renderable=self._panel)
             self._live.start()
         else:
-            threading.Thread(target=self._keep_talking, daemon=True).start()
+            self._voice.start()
         return self
 
-    def _keep_talking(self) -> None:
-        """A line after each long silence: whoever waits for a part, or for a step, has nothing to say itself."""
-        while not self._over.wait(1.0):
-            if time.monotonic() - self._spoke >= SECONDS_OF_SILENCE:
-                self._say(f"still {self._note}, {_clock(time.monotonic() - self._since)}{self._where()}")
-
-    def _where(self) -> str:
-        return f" | {self._done()}" if self._latest else ""
-
-    def _say(self, line: str) -> None:
-        self._spoke = time.monotonic()
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+    def _still(self) -> str:
+        where = f" | {self._done()}" if self._latest else ""
+        return f"still {self._note}, {_clock(time.monotonic() - self._since)}{where}"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
+        self._voice.stop()
         if self._live:
             self._live.stop()
         elif self.step_done > self._told:
@@ -77,7 +101,7 @@ class Progress:
         """What is going on, in a few words."""
         self._note, self._since = text, time.monotonic()
         if not self._live:
-            self._say(text)
+            self._voice.say(text)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """An optimizer step is done. The first one starts the clock that the time left is reckoned with."""
@@ -128,7 +152,7 @@ class Progress:
             means = {title: self._means.get(f"{game}/{name}") for name, title in COLUMNS.items()}
             shown = [f"{title} {mean:.2f}" for title, mean in means.items() if mean is not None]
             parts.append(f"{game}: {' '.join(shown)}")
-        self._say(" | ".join([*parts, self._facts()]))
+        self._voice.say(" | ".join([*parts, self._facts()]))
 
     def _panel(self) -> RenderableType:
         spent = time.monotonic() - self._begun
@@ -150,39 +174,58 @@ class Progress:
         return Group(head, table, note)
 
 
+class _Bar(Bar):
+    about = ""
+    """What stands under it."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.about:
+            yield Text(self.about, style="dim", no_wrap=True, overflow="ellipsis")
+
+
 class Count:
     """How far something is that has a total: a bar on a terminal, elsewhere a line now and then; and the time left.
 
     `with Count("moves", 3000) as count: count(17)` says that 17 are done. Without a total (0) it says how many are.
+    While nothing is done for long, that is said too.
     """
 
     def __init__(self, what: str, total: int, done: int = 0, console: Console | None = None) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.bar = Bar(*columns, TextColumn("{task.fields[left]}"), console=console or Console(), transient=True)
+        self.bar = _Bar(*columns, TextColumn("{task.fields[left]}"), console=console or Console(), transient=True)
         self.what, self.total, self.done, self._first = what, total, done, done
-        self._begun = self._told = time.monotonic()
+        self._begun = time.monotonic()
         self._task = self.bar.add_task(what, total=total or None, completed=done, left="")
         self.live = self.bar.console.is_terminal
+        self._voice = Voice(self.bar.console, self._told)
 
     def __enter__(self) -> Self:
         if self.live:
             self.bar.start()
+        else:
+            self._voice.start()
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._voice.stop()
         if self.live:
             self.bar.stop()
+            if self.bar.about:  # the bar is gone; what was said last stays
+                self._voice.say(f"{self._told()}, {self.bar.about}")
 
     def __call__(self, done: int, about: str = "") -> None:
-        """So many are done. What there is to say `about` it is said in a line, at once, where there is no terminal."""
-        self.done, now = done, time.monotonic()
+        """So many are done. What there is to say `about` it is said at once: under the bar, or in a line."""
+        self.done = done
         if self.live:
+            self.bar.about = about or self.bar.about
             self.bar.update(self._task, completed=done, left=self.left)
-        elif about or now - self._told >= SECONDS_OF_SILENCE / 2:
-            self._told = now
-            told = f"{done:,} of {self.total:,} {self.what}" if self.total else f"{done:,} {self.what}"
-            parts = [told, f"{_clock(now - self._begun)} so far", *filter(None, (self.left, about))]
-            self.bar.console.print(", ".join(parts), highlight=False, markup=False, soft_wrap=True)
+        elif about or self._voice.silent_s >= SECONDS_OF_SILENCE / 2:
+            self._voice.say(", ".join(filter(None, (self._told(), about))))
+
+    def _told(self) -> str:
+        told = f"{self.done:,} of {self.total:,} {self.what}" if self.total else f"{self.done:,} {self.what}"
+        return ", ".join(filter(None, (told, f"{_clock(time.monotonic() - self._begun)} so far", self.left)))
 
     @property
     def left(self) -> str:

@@ -23,6 +23,7 @@ from g1_ray.coldstart.examples import Example, Maker, make_examples  # noqa: E40
 from g1_ray.coldstart.sft import Trainer, fit, last_checkpoint, make_lot  # noqa: E402
 from g1_ray.config import OptimizerConfig  # noqa: E402
 from g1_ray.models.tiny import TASKS, make_tiny  # noqa: E402
+from g1_ray.runs import progress  # noqa: E402
 from jobs.coldstart import main  # noqa: E402
 
 G2048 = LessonConfig(game="2048", reasoning={"size": 3}, perception={"tile_px": 28, "tiles": "numbers"}, examples=40)
@@ -49,6 +50,15 @@ def test_examples_do_not_depend_on_how_they_are_made(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(examples, "CHUNK", 5)
     assert list(make_examples(Maker(SHISEN, ORACLE, 0), 12, workers=1)) == alone[:12]
     assert examples_of(SHISEN, seed=1) != alone
+
+
+def test_how_many_examples_are_made_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_OF_SILENCE", 0.0)
+    assert len(list(make_examples(Maker(SHISEN, ORACLE, 0), 24, workers=1))) == 24
+    said = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" left")]
+    assert said and said[-1].startswith("24 of 24 examples of shisen, ")
 
 
 def test_every_other_answer_is_the_longest_of_several() -> None:
@@ -131,15 +141,18 @@ def test_micro_batches_make_the_same_update(tiny: Path) -> None:
     assert torch.allclose(updated[0][1], updated[1][1], atol=1e-5)
 
 
-def test_learns_goes_on_after_a_stop_and_leaves_a_model(tiny: Path, tmp_path: Path) -> None:
+def test_learns_goes_on_after_a_stop_and_leaves_a_model(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = trainer_of(tiny, 12, checkpoint_every=5)
     lots = [make_lot(whole.chat, examples_of(game), 0.5) for game in (G2048, SHISEN)]
-    shown: list[str] = []
-    fit(whole, lots, tmp_path / "whole", shown.append)
+    fit(whole, lots, tmp_path / "whole")
+    said = [line.split(", ") for line in capsys.readouterr().out.splitlines() if "tokens right" in line]
+    assert [parts[0] for parts in said] == ["10 of 12 steps", "12 of 12 steps"]
+    assert all(parts[2].endswith(" left") and parts[3].startswith("loss ") for parts in said)
     metrics = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics] == list(range(1, 13))
     assert metrics[-1]["loss"] < 0.7 * metrics[0]["loss"]
-    assert [text.split()[1] for text in shown if text.startswith("step ")] == ["10/12", "12/12"]
 
     first = trainer_of(tiny, 12, checkpoint_every=5)
     first.steps, kept = 7, first.steps  # stopped at step 7: what came after the last checkpoint is done again
@@ -155,7 +168,7 @@ def test_learns_goes_on_after_a_stop_and_leaves_a_model(tiny: Path, tmp_path: Pa
     assert checkpoint == tmp_path / "parts" / "checkpoints" / "step-5"
     second = trainer_of(checkpoint, 12, checkpoint_every=5)
     second.resume(checkpoint)
-    fit(second, lots, tmp_path / "parts", shown.append)
+    fit(second, lots, tmp_path / "parts")
     again = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in again] == list(range(1, 13))
     assert [line["loss"] for line in again] == pytest.approx([line["loss"] for line in metrics], rel=1e-4)

@@ -19,6 +19,7 @@ import envs.task
 from envs import PLAYERS, Codec, State, Task, game_names
 from g1_ray.evaluation.moves import SCHEMA, file_name, write_moves
 from g1_ray.evaluation.play import Question, Reply, play, play_asked
+from g1_ray.runs import progress
 from g1_ray.runs.reading import sources_of
 from g1_ray.runs.run_folder import RunFolder
 from g1_ray.runs.trajectories import SCHEMA as TURNS
@@ -55,6 +56,25 @@ def folder(tmp_path_factory, runs):
     for player, played in runs.items():
         write_moves(folder.path / "eval" / "moves" / file_name("2048", player), "2048", player, played)
     return folder.path
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        (["--to", "datasets"], ["rows of trajectories", "rows of moves"]),
+        (["--to", "datasets", "--limit", "3"], ["3 rows of trajectories", "3 rows of moves"]),
+        (["--to", "inspect"], ["6 of 6 runs"]),
+        (["--to", "inspect", "--limit", "2"], ["4 of 4 runs"]),
+    ],
+)
+def test_how_much_is_written_is_told(folder, tmp_path, monkeypatch, capsys, options, told):
+    monkeypatch.setattr(progress, "SECONDS_OF_SILENCE", 0.0)
+    source = folder / "eval" if "inspect" in options else folder
+    assert main(["export", str(source), "--out", str(tmp_path), *options]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" left")]
+    for what in told:
+        done, of, total, *_ = next(line for line in reversed(said) if what in line).split()
+        assert done == total and of == "of"
 
 
 def load(path, cache):

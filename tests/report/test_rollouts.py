@@ -1,8 +1,11 @@
 """What a page has of a run's rollouts and results, without a browser."""
 
+import pytest
+
 from g1_ray.report import sheets
 from g1_ray.report.facts import tables
 from g1_ray.report.rollouts import evenly, read_training
+from g1_ray.runs import progress
 
 
 def test_several_processes_make_the_same_page(run, tmp_path):
@@ -10,6 +13,16 @@ def test_several_processes_make_the_same_page(run, tmp_path):
     rewards = {"2048": "ternary", "moved": "ternary"}
     some = played * 4
     assert sheets.pack_page(some, rewards, workers=2).blocks == sheets.pack_page(some, rewards).blocks
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_how_many_rollouts_are_looked_at_is_told(run, monkeypatch, capsys, workers):
+    monkeypatch.setattr(progress, "SECONDS_OF_SILENCE", 0.0)
+    played, _ = read_training(run / "trajectories", 1000, True)
+    sheets.pack_page(played * 4, {"2048": "ternary", "moved": "ternary"}, workers=workers)
+    said = [line for line in capsys.readouterr().out.splitlines() if " so far, " in line]
+    assert said[0].startswith("32 of 192 rollouts, ") and said[-1].startswith("192 of 192 rollouts, ")
+    assert all(line.endswith(" left") for line in said)
 
 
 def test_sheets_that_are_full_take_fewer_rollouts(run, monkeypatch):

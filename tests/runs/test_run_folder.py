@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import struct
 import time
 
@@ -275,6 +276,32 @@ def test_a_count_tells_its_total_and_the_time_left(monkeypatch):
         "2,000 of 3,000 moves, 1:00 so far, 1:00 left",
         "3,000 of 3,000 moves, 1:00 so far, 0:00 left, 2048 oracle is done, 1 of 4",
     ]
+
+
+def test_a_count_is_not_silent_while_nothing_is_done(monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS_OF_SILENCE", 0.5)
+    out = io.StringIO()
+    with progress.Count("rows", 40, console=Console(file=out, width=200)):
+        time.sleep(2.3)
+    first, *_ = out.getvalue().splitlines()
+    assert first == "0 of 40 rows, 0:01 so far"
+    time.sleep(1.2)
+    assert len(out.getvalue().splitlines()) == 2  # and is when it is over
+
+
+@pytest.mark.parametrize("width", [50, 80, 200])
+def test_a_count_on_a_terminal_is_a_bar_with_what_was_said_last_under_it(width):
+    out = io.StringIO()
+    with progress.Count("steps", 400, console=Console(file=out, width=width, force_terminal=True)) as count:
+        count._begun -= 10
+        count(50, "loss 1.25, " + 30 * "and more ")
+        count(100)
+        count.bar.refresh()
+    drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()).replace("\r", "\n").split("\n")
+    bars = [line for line in drawn if "100/400" in line]
+    assert bars and all(line.rstrip().endswith("0:30 left") and len(line) <= width for line in bars)
+    assert drawn[drawn.index(bars[0]) + 1].startswith("loss 1.25, and more")
+    assert any(line.startswith("100 of 400 steps, 0:10 so far, 0:30 left, loss 1.25") for line in drawn)
 
 
 def test_the_minutes_of_a_run_bound_the_time_left(tmp_path):
