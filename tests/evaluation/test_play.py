@@ -10,7 +10,7 @@ from envs import PLAYERS, Codec, Task, game_names, reward_table
 from g1_ray.evaluation.moves import SCHEMA, file_name, move_rows, read_runs, write_moves
 from g1_ray.evaluation.play import CUT_OFF, Move, Question, Reply, Run, Stopped, play, play_asked
 from g1_ray.evaluation.players import parse_game
-from g1_ray.evaluation.results import result_of, results_table
+from g1_ray.evaluation.results import PAPER_SCORES, result_of, results_table
 from jobs.evaluate import is_the_papers
 
 SHISEN = Task.make("shisen", reasoning={"rows": 4, "cols": 4}, perception={"tile_px": 28})
@@ -104,6 +104,13 @@ def test_published_results_stand_below_their_game_and_are_marked():
     assert [row[1] for row in rows[1:]][0] == "uniform" and all("(published)" in row[1] for row in rows[2:])
     assert dict(zip(rows[0], rows[-1], strict=True))["score"] == "1070"
     assert len(results_table([result_of("2048", "uniform", [run])], published=["swap"])) == 2
+
+
+@pytest.mark.parametrize("game", PAPER_SCORES)
+def test_published_scores_are_numbers_in_the_unit_of_the_rows_above_them(game):
+    scores = {name: float(told) for name, told in PAPER_SCORES[game].items()}
+    assert max(scores, key=lambda name: scores[name]) == "G1-7B"
+    assert game == "2048" or all(score <= 18 for score in scores.values())  # moves that score, in a run of 100
 
 
 def test_published_results_are_shown_beside_boards_like_the_papers_only():
