@@ -1,12 +1,13 @@
 """Train a vision-language model on the games of a config, from start to table: rollouts, steps, evaluation, report."""
 
+import contextlib
 import itertools
 import shutil
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,15 +75,21 @@ def train(config: "RunConfig", resume: bool = False, address: str = "", cluster_
     folder = _open(config, resume, address, cluster_file)
 
     from g1_ray.logs import start_logging
-    from g1_ray.models.find import model_path
-    from g1_ray.pipeline.run import Pipeline
-    from g1_ray.runs.progress import Progress
 
     start_logging("driver", folder.path)
     for look in folder.track():
         print(f"curves as they come: {look}", flush=True)
-    checkpoint = folder.latest() if resume else None
-    stop = _stop_on_signals()
+    with stopping_on_signals() as stop:
+        _run(config, folder, folder.latest() if resume else None, stop)
+    return 0
+
+
+def _run(config: "RunConfig", folder: "RunFolder", checkpoint: Path | None, stop: threading.Event) -> None:
+    """Trains, evaluates and reports, in the folder of the run; training is over early where it is to `stop`."""
+    from g1_ray.models.find import model_path
+    from g1_ray.pipeline.run import Pipeline
+    from g1_ray.runs.progress import Progress
+
     begun = time.monotonic()
     pipeline = Pipeline(config, model_path(config.model.path), folder)
     evaluation = None
@@ -120,7 +127,6 @@ def train(config: "RunConfig", resume: bool = False, address: str = "", cluster_
     if results:
         say_verdict(config, folder.path, results)
     print(f"{folder.path}: curves.png, {'eval/table.md, eval/*.webp, ' if results else ''}report.json, checkpoints")
-    return 0
 
 
 def _open(config: "RunConfig", resume: bool, address: str, cluster_file: str) -> "RunFolder":
@@ -202,8 +208,12 @@ def say_verdict(config: "RunConfig", folder: Path, results: Sequence[Mapping[str
     print(f"  g1-ray evaluate --games {evaluated(games)} --players {folder} {others}\n")
 
 
-def _stop_on_signals() -> threading.Event:
-    """Set by the first Ctrl-C or SIGTERM: the step in progress ends, and is saved. The second one ends the process."""
+@contextlib.contextmanager
+def stopping_on_signals() -> Iterator[threading.Event]:
+    """Set by the first Ctrl-C or SIGTERM: the step in progress ends, and is saved. The second one ends the process.
+
+    Signals do what they did before, afterwards.
+    """
     stop = threading.Event()
 
     def handle(number: int, frame: object) -> None:
@@ -212,9 +222,12 @@ def _stop_on_signals() -> threading.Event:
         stop.set()
         print("\nstopping after this step; once more to stop at once", flush=True)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handle)
-    return stop
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":
