@@ -96,7 +96,7 @@ def _run(config: "RunConfig", folder: "RunFolder", checkpoint: Path | None, stop
     try:
         with Progress(config) as progress:
             progress.note("starting the actors")
-            pipeline.start(checkpoint)
+            pipeline.start(checkpoint, progress.note)
             progress.note(f"started in {time.monotonic() - begun:.0f} s")
             progress.note(f"training from step {pipeline.version} on")
 

@@ -2,7 +2,8 @@
 
 import asyncio
 import functools
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -113,6 +114,29 @@ class Checkup:
 def get_all(refs: Sequence[ray.ObjectRef], timeout_s: float = CALL_TIMEOUT_S) -> list[Any]:
     """The results of actor calls, each waited for so long."""
     return [get(ref, timeout_s) for ref in refs]
+
+
+def await_parts(
+    parts: Mapping[str, Sequence[ray.ObjectRef]], tell: Callable[[str], None], timeout_s: float = START_TIMEOUT_S
+) -> None:
+    """Waits for the calls that bring parts of a run up, and tells how many of each are, as they come.
+
+    Raises what the first call that fails raised, and `RuntimeError` that says who is not there in time.
+    """
+    deadline, left = time.monotonic() + timeout_s, [ref for refs in parts.values() for ref in refs]
+    while left:
+        told = ", ".join(
+            f"{name} {len(refs) - sum(r in left for r in refs)}/{len(refs)}" for name, refs in parts.items()
+        )
+        tell(f"starting: {told}")
+        up: list[ray.ObjectRef] = []
+        while not up:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"not everything is up after {timeout_s:g} s: {told}")
+            up, _ = ray.wait(left, num_returns=len(left), timeout=1.0, fetch_local=False)
+        for ref in up:
+            get(ref)
+        left = [ref for ref in left if ref not in up]
 
 
 def get(ref: ray.ObjectRef, timeout_s: float = CALL_TIMEOUT_S) -> Any:

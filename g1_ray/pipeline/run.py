@@ -16,8 +16,8 @@ from pathlib import Path
 import ray
 
 from g1_ray.config import RunConfig
-from g1_ray.pipeline.actors import START_TIMEOUT_S, Receipt, StepSummary, hire
-from g1_ray.pipeline.checkup import Checkup, get, get_all
+from g1_ray.pipeline.actors import Receipt, StepSummary, hire
+from g1_ray.pipeline.checkup import Checkup, await_parts, get, get_all
 from g1_ray.pipeline.graph import Executor, Finished, first_line, rollout_graph, train_graph
 from g1_ray.runs.run_folder import RunFolder
 from g1_ray.types import Origin, StepReport
@@ -49,27 +49,32 @@ class Pipeline:
         self.books: dict[str, int] = {}
         """What became of all groups, once closed: issued = trained + dropped + quarantined + in_flight."""
 
-    def start(self, checkpoint: Path | None = None) -> None:
-        """Brings up every actor with one and the same policy: that of the checkpoint, or the model as it is."""
+    def start(self, checkpoint: Path | None = None, tell: Callable[[str], None] = lambda text: None) -> None:
+        """Brings up every actor with one and the same policy: that of the checkpoint, or the model as it is.
+
+        `tell` hears which parts are up.
+        """
         self.crew = hire(self.config, self.model_path, str(self.folder.path))
-        self.actors = self.crew.actors
+        actors = self.actors = self.crew.actors
         self.executor = Executor(self.config.asynchrony.tick_timeout_s)
-        starting = [engine.start.remote() for engine in self.actors.engines]
-        address = get(self.actors.learners[0].address.remote(), START_TIMEOUT_S)
-        get_all([learner.setup.remote(address) for learner in self.actors.learners], START_TIMEOUT_S)
+        address = actors.learners[0].address.remote()
+        parts = {
+            "env workers": [worker.__ray_ready__.remote() for worker in actors.env_workers],
+            "learner": [learner.setup.remote(address) for learner in actors.learners],
+            "engines": [engine.start.remote() for engine in actors.engines],
+        }
         if checkpoint is not None:
-            self._resume(checkpoint)
-        get_all(starting, START_TIMEOUT_S)
+            parts["checkpoint"] = [learner.load.remote(str(checkpoint)) for learner in actors.learners]
+        await_parts(parts, tell)
+        tell("comparing the engines with the learner")
+        if checkpoint is not None:
+            self.version, state = get(parts["checkpoint"][0])
+            get(actors.buffer.load_state_dict.remote(state))
         if self.version:
             self._publish()
-        self.checkup = Checkup(self.config, self.model_path, self.actors)
+        self.checkup = Checkup(self.config, self.model_path, actors)
         self.checkup.canary(self.version)
         log.info("started at step %d", self.version)
-
-    def _resume(self, checkpoint: Path) -> None:
-        loaded = get_all([learner.load.remote(str(checkpoint)) for learner in self.actors.learners])
-        self.version, state = loaded[0]
-        get(self.actors.buffer.load_state_dict.remote(state))
 
     def _publish(self) -> None:
         """Hands the learner's policy to the engines, outside of a step."""

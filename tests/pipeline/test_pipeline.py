@@ -137,7 +137,7 @@ def test_without_staleness_the_same_config_gives_the_same_curve(ray_cluster, tmp
         np.testing.assert_allclose(list(one.values()), list(two.values()), rtol=2e-3, atol=1e-4)
 
 
-def test_a_run_of_flat_groups_ends_in_time_and_by_a_signal_and_goes_on(ray_cluster, tmp_path):
+def test_a_run_of_flat_groups_ends_in_time_and_by_a_signal_and_goes_on(ray_cluster, tmp_path, capsys):
     """Where no answer earns anything no step is ever made."""
     flat = {"reward": RewardConfig(game=0.0)}
     base = config(tmp_path, "flat", 1, "transformers", staleness=0)
@@ -150,7 +150,8 @@ def test_a_run_of_flat_groups_ends_in_time_and_by_a_signal_and_goes_on(ray_clust
     threading.Timer(25.0, os.kill, (os.getpid(), signal.SIGINT)).start()
     assert train(base.model_copy(update=flat), resume=True) == 0
     assert check_books(base.folder)["steps"] == 0
-    signal.signal(signal.SIGINT, before)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "starting: env workers 0/1, learner 0/1, engines 0/1, checkpoint 0/1" in capsys.readouterr().out.splitlines()
 
     assert train(base, resume=True) == 0
     report = check_books(base.folder)
