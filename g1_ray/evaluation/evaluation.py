@@ -17,6 +17,7 @@ from typing import Self
 from g1_ray.cluster.join import PROCESS_ENV
 from g1_ray.cluster.placement import Node, check_task
 from g1_ray.config import RunConfig
+from g1_ray.engines.make import options_read
 from g1_ray.evaluation.folder import EvaluationFolder, Protocol
 from g1_ray.evaluation.job import Answered, Entry, Failed, Job, LabOver, News, RunOver, Troubled, work
 from g1_ray.evaluation.lab import Lab
@@ -165,6 +166,7 @@ def _check(entries: Sequence[Entry], protocol: Protocol) -> None:
 def entries_of(config: RunConfig, models: Mapping[str, str]) -> list[Entry]:
     """The table of a training run: classic players, `models` (paths by the names they are to have), the oracle."""
     engine = config.engine.model_dump() | ({"kind": config.eval.engine} if config.eval.engine else {})
+    engine = {name: engine[name] for name in options_read(engine["kind"], engine["gpus"])}
     about = {"engine": engine, "dtype": config.model.dtype, "max_tokens": config.rollout.max_tokens}
     asked = [
         Model.model_validate({"name": f"{name}, {how}", "what": path, "temperature": value, **about})

@@ -30,7 +30,7 @@ from envs.registry import Registry
 from g1_ray.config import EngineConfig, GameConfig, Section
 from g1_ray.config_text import explain
 from g1_ray.engines.base import Engine
-from g1_ray.engines.make import default_kind, make_engine
+from g1_ray.engines.make import check_options, default_kind, make_engine
 from g1_ray.evaluation.endpoint import KEYS, Endpoint, EndpointConfig, EndpointError, check_url
 from g1_ray.evaluation.lab import Lab, experiment
 from g1_ray.evaluation.play import Question, Reply, Stopped, ask_model, watch_model
@@ -225,9 +225,11 @@ class Model(Asked):
         return Sampling(self.temperature, self.top_p, self.max_tokens)
 
     def resolved_engine(self, cluster_gpus: float, max_model_len: int) -> EngineConfig:
-        """Its engine: vLLM on a GPU where the cluster has one, else transformers, if not told otherwise."""
+        """Its engine: vLLM on a GPU where the cluster has one, else transformers. Raises for options it won't read."""
         gpus = self.engine.get("gpus", min(cluster_gpus, 1))
-        return EngineConfig(**{"kind": default_kind(gpus), "gpus": gpus, "max_model_len": max_model_len, **self.engine})
+        chosen = {"kind": default_kind(gpus), "gpus": gpus, "max_model_len": max_model_len, **self.engine}
+        check_options(self.engine, chosen["kind"], gpus, f"player {self.name!r}")
+        return EngineConfig(**chosen)
 
     @classmethod
     @contextlib.asynccontextmanager

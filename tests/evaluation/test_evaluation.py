@@ -203,6 +203,7 @@ def test_an_adapter_is_merged_into_its_model(tmp_path):
         (["--lab", "4"], "--lab is for models"),
         (["--players", "tiny-base?engine.gpus=64"], "'tiny-base' asks for 64 GPUs, the largest node has "),
         (["--players", "tiny-base?engine.cpus=999"], "'tiny-base' asks for 999 CPUs, the largest node has "),
+        (["--players", "tiny-base?engine.num_engines=2"], "engine.num_engines has no effect on one "),
         (["--players", "far=http://127.0.0.1:1/v1?model=m"], "connection refused"),
         (["--players", "far=http://nobody.invalid/v1?model=m"], "name of the host is not known"),
         (["--games", "swap?horizon=0", "--moves", "0"], "never ends"),
