@@ -21,7 +21,7 @@ from jobs.options import Parser, add_task_options, check_numbers, task_of
 
 if TYPE_CHECKING:
     from g1_ray.evaluation.play import Move, Question, Reply, Run
-    from g1_ray.evaluation.players import Asked
+    from g1_ray.evaluation.players import Asked, Opened
     from g1_ray.evaluation.screen import Screen
 
 
@@ -134,7 +134,21 @@ async def _watch(
                     screen.hear(reply)
             return reply
 
-        await play_asked(task, task.name, player.name, ask, args.seed, args.moves, on_move=on_move)
+        telling = asyncio.create_task(_tell_troubles(opened, screen))
+        try:
+            await play_asked(task, task.name, player.name, ask, args.seed, args.moves, on_move=on_move)
+        finally:
+            telling.cancel()
+
+
+async def _tell_troubles(opened: "Opened", screen: "Screen") -> None:
+    """Says what goes wrong on the way to the replies, when it does."""
+    told: dict[str, int] = {}
+    while True:
+        await asyncio.sleep(0.5)
+        if (troubles := opened.troubles()) != told:
+            told = troubles
+            screen.say("asked again: " + ", ".join(f"{count} x {what}" for what, count in told.items()))
 
 
 def by_hand(task: Task, args: argparse.Namespace) -> tuple[str, "Run"]:

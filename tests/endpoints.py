@@ -21,6 +21,20 @@ Answer = tuple[int, dict[str, str], Any]
 """Status, headers, body: bytes as they are, all else as JSON."""
 
 
+class Parts:
+    """A body that is sent part by part, and ends where the connection does; a number is a pause, in s."""
+
+    def __init__(self, *parts: bytes | float) -> None:
+        self.parts = parts
+
+    def __iter__(self) -> Iterator[bytes]:
+        for part in self.parts:
+            if isinstance(part, bytes):
+                yield part
+            else:
+                time.sleep(part)
+
+
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
 
 
@@ -35,18 +49,19 @@ def serving(respond: Callable[[dict[str, Any], Any], Answer | None]) -> Iterator
             if made is None:
                 return
             status, headers, body = made
-            data = body if isinstance(body, bytes) else json.dumps(body).encode()
+            parts, known = body, {}
+            if not isinstance(body, Parts):
+                parts = [body if isinstance(body, bytes) else json.dumps(body).encode()]
+                known = {"Content-Length": str(len(parts[0]))}
             self.send_response(status)
-            for name, value in {
-                "Content-Type": "application/json",
-                "Content-Length": str(len(data)),
-                **headers,
-            }.items():
+            for name, value in {"Content-Type": "application/json", **known, **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
             try:
-                self.wfile.write(data)
-            except BrokenPipeError:  # whoever asked has not waited
+                for part in parts:
+                    self.wfile.write(part)
+                    self.wfile.flush()
+            except (BrokenPipeError, ConnectionResetError):  # whoever asked has not waited
                 pass
 
         def log_message(self, *args: object) -> None:
@@ -70,6 +85,17 @@ def reply(text: Any, finish_reason: str = "stop", usage: Any = USAGE, **message:
         {},
         {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage},
     )
+
+
+def events(*deltas: Any, pause_s: float = 0.0, end: Any = "stop", usage: Any = USAGE, done: bool = True) -> Answer:
+    """A reply that is streamed: each of `deltas` is a piece of text, or a whole delta, `pause_s` after the last one."""
+    told = [{"delta": d if isinstance(d, dict) else {"content": d}, "index": 0, "finish_reason": None} for d in deltas]
+    told += [{"delta": {}, "index": 0, "finish_reason": end}] if end else []
+    sent = [{"choices": [choice]} for choice in told] + ([{"choices": [], "usage": usage}] if usage else [])
+    parts: list[bytes | float] = []
+    for event in sent:
+        parts += [b"data: " + json.dumps(event).encode() + b"\n\n", pause_s]
+    return 200, {"Content-Type": "text/event-stream"}, Parts(*parts, *([b"data: [DONE]\n\n"] if done else []))
 
 
 class Flaky:

@@ -1,5 +1,7 @@
 """Models behind endpoints that speak OpenAI's chat completions: asked about boards."""
 
+import asyncio
+import contextlib
 import dataclasses
 import logging
 import os
@@ -9,7 +11,7 @@ import threading
 import time
 import urllib.parse
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -26,9 +28,10 @@ from pydantic import (
 
 from envs import State
 from g1_ray.config import Section
-from g1_ray.evaluation.faults import NO_CONNECTION, trouble_of
+from g1_ray.evaluation.faults import NO_CONNECTION, refuses_streams, trouble_of
 from g1_ray.evaluation.play import Reply
-from g1_ray.evaluation.replies import FEW, MOST_BYTES, Trouble, read_reply
+from g1_ray.evaluation.replies import BROKEN_STREAM, FEW, MOST_BYTES, Trouble, read_reply
+from g1_ray.evaluation.streams import Stream, StreamError, is_stream
 from g1_ray.grammar import is_secret, shown
 from g1_ray.runs.parquet import data_uri, png_of
 
@@ -39,6 +42,14 @@ CONNECT_S = 8.0
 KEYS = "keys are kept out of files; key_env=VARIABLE names the environment variable that holds it"
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
+Show = Callable[[Reply], None]
+"""Is shown a reply as it grows."""
+_STREAMS: tuple[dict[str, Any], ...] = (
+    {"stream": True, "stream_options": {"include_usage": True}},
+    {"stream": True},
+    {},
+)
+"""How a reply that is to be shown as it grows is asked for; the next where a server refuses."""
 _OWN = ("model", "messages", "temperature", "top_p", "seed", "max_tokens", "max_completion_tokens")
 """Of a request, given by options of their own, and so not as `extra`."""
 _Sent = Annotated[float | None, BeforeValidator(lambda value: None if value == "none" else value)]
@@ -123,6 +134,23 @@ def check_url(url: str) -> None:
         raise ValueError(f"{shown(url)!r}: what is behind the ? of an address is given as query.NAME=VALUE")
 
 
+async def growing(asked: Callable[[Show], asyncio.Future[Reply]]) -> AsyncGenerator[Reply, None]:
+    """The reply to what is `asked` by a thread, as it grows; the last one is whole. Raises what asking raises."""
+    loop, grown = asyncio.get_running_loop(), asyncio.Queue[Reply | None]()
+
+    def show(reply: Reply) -> None:
+        loop.call_soon_threadsafe(grown.put_nowait, reply)
+
+    asking = asked(show)
+    asking.add_done_callback(lambda _: grown.put_nowait(None))
+    try:
+        while reply := await grown.get():
+            yield reply
+        yield asking.result()
+    finally:
+        asking.cancel()  # where nobody looks any more
+
+
 class Endpoint:
     """Asks a model about boards, and goes on asking where the endpoint is busy, fails, is silent or gives no answer.
 
@@ -136,6 +164,7 @@ class Endpoint:
         self._key, self.config = config.key, config
         self.troubles: Counter[str] = Counter()
         self._met = False
+        self._streams = list(_STREAMS)
         self._end: EndpointError | None = None
         self._ended = threading.Event()
         timeout = openai.Timeout(config.timeout_s, connect=min(CONNECT_S, config.timeout_s))
@@ -168,19 +197,39 @@ class Endpoint:
 
         self._asking(look)
 
-    def ask(self, state: State, prompt: str, seed: int) -> Reply:
-        """The reply to a picture and its rules. Raises `EndpointError` when all tries are used up."""
+    def ask(self, state: State, prompt: str, seed: int, show: Show | None = None) -> Reply:
+        """The reply to a picture and its rules, which is streamed where there is someone to `show` it to as it grows.
+
+        Raises `EndpointError` when all tries are used up.
+        """
         answered = 0  # without an answer; what is sampled alike would be none again
 
         def once() -> Reply:
             nonlocal answered
             try:
-                return self._ask_once(state, prompt, (seed + answered) % (1 << 31))
+                return self._ask_streamed(state, prompt, (seed + answered) % (1 << 31), show)
             except Trouble as trouble:
                 answered += trouble.game_only
                 raise
 
         return self._asking(once)
+
+    def _ask_streamed(self, state: State, prompt: str, seed: int, show: Show | None) -> Reply:
+        """Asks once, but where that is streamed and the server refuses: then as it does not.
+
+        Nor is a server asked for streams that has broken off a few.
+        """
+        while show and (stream := self._streams[0]) and self.troubles[BROKEN_STREAM] < FEW:
+            try:
+                return self._ask_once(state, prompt, seed, stream, show)
+            except Exception as error:
+                trouble = trouble_of(error, self._met)
+                if trouble is None or not refuses_streams(trouble):
+                    raise
+                log.info("%s, asked for a stream: %s", self.config.url, self._redacted(trouble.words))
+                if self._streams[0] is stream:
+                    self._streams.pop(0)
+        return self._ask_once(state, prompt, seed)
 
     def close(self) -> None:
         """Ends the connections."""
@@ -219,8 +268,32 @@ class Endpoint:
             self._ended.set()
         return error
 
-    def _ask_once(self, state: State, prompt: str, seed: int) -> Reply:
-        config, begun = self.config, time.monotonic()
+    def _ask_once(
+        self, state: State, prompt: str, seed: int, stream: Mapping[str, Any] | None = None, show: Show | None = None
+    ) -> Reply:
+        begun = time.monotonic()
+        body, growing = bytearray(), Stream()
+        with self._request(state, prompt, seed, stream or {}) as response:
+            for part in response.iter_bytes():
+                body += part
+                if len(body) > MOST_BYTES:
+                    raise Trouble("too long", f"a reply of more than {MOST_BYTES >> 20} MB", FEW)
+                if time.monotonic() - begun > self.config.timeout_s:  # a server may keep the line alive for ever
+                    raise Trouble("timed out", "no whole reply in the time that timeout_s gives")
+                if is_stream(bytes(body[:64])):
+                    with contextlib.suppress(StreamError):  # is told when all is there
+                        growing.feed(part)
+                    if show and growing.text:
+                        seconds = time.monotonic() - begun
+                        show(Reply(self._redacted(growing.text, whole=True), "", None, None, seconds))
+                    if growing.done:
+                        break
+        reply = read_reply(bytes(body), time.monotonic() - begun)
+        return dataclasses.replace(reply, text=self._redacted(reply.text, whole=True))
+
+    def _request(self, state: State, prompt: str, seed: int, stream: Mapping[str, Any]) -> Any:
+        """The question, which is put when this is entered."""
+        config = self.config
         picture = {"url": data_uri(png_of(state))}
         if config.image_detail != "none":
             picture["detail"] = config.image_detail
@@ -231,23 +304,14 @@ class Endpoint:
             "seed": seed if config.seed == "sent" else None,
             config.limit: config.max_tokens,
         }
-        asking = self._client.chat.completions.with_streaming_response.create(
+        return self._client.chat.completions.with_streaming_response.create(
             model=config.model,
             messages=[{"role": "user", "content": content}],  # type: ignore[list-item, misc]
             extra_headers=self._headers,
             extra_body={key: value for key, value in sent.items() if key != "none" and value is not None}
+            | dict(stream)
             | config.extra,
         )
-        body = bytearray()
-        with asking as response:
-            for part in response.iter_bytes():
-                body += part
-                if len(body) > MOST_BYTES:
-                    raise Trouble("too long", f"a reply of more than {MOST_BYTES >> 20} MB", FEW)
-                if time.monotonic() - begun > config.timeout_s:  # a server may keep the line alive for ever
-                    raise Trouble("timed out", "no whole reply in the time that timeout_s gives")
-        reply = read_reply(bytes(body), time.monotonic() - begun)
-        return dataclasses.replace(reply, text=self._redacted(reply.text, whole=True))
 
     def _redacted(self, words: str, whole: bool = False) -> str:
         """Words of a server without the key, `whole` or as some of its signs and dots."""

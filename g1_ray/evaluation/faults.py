@@ -18,6 +18,9 @@ LONGEST_WAIT_S = 300.0
 _OFF = ("temperature", "top_p", "seed", "image_detail")
 """Options that can be left out."""
 
+_REFUSED = ("400", "404", "405", "406", "415", "422", "501")
+"""Statuses that may be about how a question was put."""
+
 
 def trouble_of(error: Exception, met: bool) -> Trouble | None:
     """What an error of the client tells; None: it is none of the endpoint. `met`: the endpoint has answered before."""
@@ -36,6 +39,12 @@ def trouble_of(error: Exception, met: bool) -> Trouble | None:
     if isinstance(error, openai.APIConnectionError) or "RequestError" in names:
         return _connection(_chain(error), met)
     return None
+
+
+def refuses_streams(trouble: Trouble) -> bool:
+    """Whether a question that was to be streamed may do better without: its server can't, or does not know the word."""
+    name = trouble.name.removeprefix("error").strip()
+    return name in _REFUSED or (name.isdecimal() or not name) and "stream" in trouble.words.lower()
 
 
 def _chain(error: BaseException) -> list[BaseException]:

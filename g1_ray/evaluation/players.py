@@ -31,7 +31,7 @@ from g1_ray.config import EngineConfig, GameConfig, Section
 from g1_ray.config_text import explain
 from g1_ray.engines.base import Engine
 from g1_ray.engines.make import check_options, default_kind, make_engine
-from g1_ray.evaluation.endpoint import KEYS, Endpoint, EndpointConfig, EndpointError, check_url
+from g1_ray.evaluation.endpoint import KEYS, Endpoint, EndpointConfig, EndpointError, Show, check_url, growing
 from g1_ray.evaluation.lab import Lab, experiment
 from g1_ray.evaluation.play import Question, Reply, Stopped, ask_model, watch_model
 from g1_ray.grammar import is_secret, option_types, parse_spec, read_option, shown
@@ -247,13 +247,9 @@ class Model(Asked):
             most = AutoConfig.from_pretrained(path).get_text_config().max_position_embeddings
             room = min(most, longest + max(player.max_tokens for player in players))
             config = player.resolved_engine(gpus, room)
-            dtype = player.dtype or ("bfloat16" if config.gpus else "float32")
-            engine = make_engine(path, config, dtype, Sampling())
+            engine = make_engine(path, config, player.dtype or ("bfloat16" if config.gpus else "float32"), Sampling())
             await engine.start()
             asks = {player.name: ask_model(chat, engine.generate, player.sampling) for player in players}
-
-            def watch(player: "Model", question: Question) -> AsyncGenerator[Reply, None]:
-                return watch_model(chat, engine.stream, player.sampling)(question)
 
             async def examine(player: "Model", game: str, states: Sequence[State]) -> Lab:
                 return await experiment(game, player.name, states, chat, engine.generate, player.sampling)
@@ -262,7 +258,7 @@ class Model(Asked):
                 yield Opened(
                     lambda player, question: asks[player.name](question),
                     examine,
-                    watch=watch,
+                    watch=lambda player, question: watch_model(chat, engine.stream, player.sampling)(question),
                     engine=engine,
                     chat=chat,
                     sampling=player.sampling,
@@ -314,12 +310,16 @@ class EndpointPlayer(EndpointConfig, Asked):
         endpoint, loop = Endpoint(players[0]), asyncio.get_running_loop()
         with ThreadPoolExecutor(players[0].concurrency) as pool:
 
-            async def ask(player: Asked, question: Question) -> Reply:
-                prompt = prompt_of(question.state.task)
-                return await loop.run_in_executor(pool, endpoint.ask, question.state, prompt, question.sampling_seed)
+            def put(question: Question, show: Show | None = None) -> asyncio.Future[Reply]:
+                about = question.state, prompt_of(question.state.task), question.sampling_seed
+                return loop.run_in_executor(pool, endpoint.ask, *about, show)
 
             try:
-                yield Opened(ask, troubles=functools.partial(dict, endpoint.troubles))
+                yield Opened(
+                    lambda player, question: put(question),
+                    troubles=lambda: dict(endpoint.troubles),
+                    watch=lambda player, question: growing(functools.partial(put, question)),
+                )
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
                 endpoint.close()
@@ -338,8 +338,7 @@ def parse_player(text: str) -> Player:
     known = [field for field in KINDS[kind].model_fields if field not in KINDS[kind].stands_first]
     values: dict[str, Any] = {"name": name, "what": what}
     for key, value in options.items():
-        *above, last = key.split(".")
-        head = [*above, last][0]
+        head, *_ = *above, last = key.split(".")
         if head not in known:
             raise ValueError(f"player {shown(text)!r}: {_unknown(head, known)}")
         place = values
@@ -356,10 +355,9 @@ def parse_player(text: str) -> Player:
 
 def _json(text: str) -> Any:
     """The value of a parameter: JSON, or else text."""
-    try:
+    with contextlib.suppress(ValueError):
         return json.loads(text)
-    except ValueError:
-        return text
+    return text
 
 
 def _unknown(option: str, known: Sequence[str]) -> str:

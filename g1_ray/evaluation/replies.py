@@ -2,7 +2,7 @@
 
     answer of the model          text, or cut off at its longest length: a `Reply`, and so the model's move
     no answer of the model       an error, a filter, a refusal, tool calls, thinking alone, nothing at all: a `Trouble`
-    no reply of an endpoint      a web page, a stream, broken JSON, values of other types: a `Trouble`
+    no reply of an endpoint      a web page, broken JSON, a stream that breaks off, values of other types: a `Trouble`
 
 Nothing is trusted to be of the type that OpenAI's own replies have.
 """
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from g1_ray.evaluation.play import CUT, Reply
+from g1_ray.evaluation.streams import Stream, StreamError, is_stream
 
 log = logging.getLogger(__name__)
 Line = TypeVar("Line", bound=tuple[Any, ...])
@@ -24,6 +25,8 @@ FEW = 3
 """Times that a question is put whose answer was none: a filter or a parser will say the same again."""
 ALL = 1 << 30
 """As often as the config says."""
+BROKEN_STREAM = "broken stream"
+"""Name of that trouble."""
 MOST_BYTES = 1 << 24
 """Of a reply; a longer one is none."""
 LONGEST_WORDS = 300
@@ -65,8 +68,8 @@ def passes(status: int) -> bool:
 
 
 def read_reply(body: bytes, seconds: float) -> Reply:
-    """The reply in the body of a chat completion. Raises `Trouble` where there is none."""
-    sent = _json_of(body)
+    """The reply in the body of a chat completion, whole or in events. Raises `Trouble` where there is none."""
+    sent = _stream_of(body) if is_stream(body) else _json_of(body)
     if sent.get("error"):
         raise _error(sent)
     choices = sent.get("choices")
@@ -86,7 +89,7 @@ def read_reply(body: bytes, seconds: float) -> Reply:
         failed = cause in _FAILED
         told = f"{cause}: {words}" if words else cause
         raise Trouble(cause, told, ALL if failed else FEW, _HINTS.get(cause, ""), game_only=not failed)
-    return Reply(text or "", finish, _count(usage.get("prompt_tokens")), tokens, seconds)
+    return Reply(text or "", finish or "stop", _count(usage.get("prompt_tokens")), tokens, seconds)
 
 
 _HINTS = {
@@ -124,13 +127,20 @@ def _json_of(body: bytes) -> dict[str, Any]:
         if text.startswith("<"):
             hint = "the URL of an endpoint mostly ends in /v1"
             raise Trouble("web page", f"a web page: {one_line(words_of(text))}", FEW, hint) from None
-        if text.startswith(("data:", "event:", ":")):
-            hint = "nobody asked for one; extra.stream=false says so"
-            raise Trouble("event stream", "a stream of events", FEW, hint) from None
         raise Trouble("broken JSON", f"no JSON: {one_line(text)}", FEW) from None
     if not isinstance(sent, dict):
         raise Trouble("broken JSON", f"JSON that is no table: {one_line(text)}", FEW)
     return sent
+
+
+def _stream_of(body: bytes) -> dict[str, Any]:
+    """The table that the events of a body make up. Raises `Trouble`."""
+    stream = Stream()
+    try:
+        stream.feed(body)
+        return stream.completion()
+    except StreamError as error:
+        raise Trouble(BROKEN_STREAM, f"a broken stream of events: {one_line(str(error))}") from None
 
 
 def _error(sent: Mapping[str, Any]) -> Trouble:

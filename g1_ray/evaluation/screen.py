@@ -145,8 +145,9 @@ class Screen:
         assert self._reply is not None
         wrapped = Text(self._reply.text, overflow="fold").wrap(self.console, width)
         text = Text("\n").join([*wrapped[-lines:], *[Text("")] * (lines - len(wrapped))])
-        state = "" if self._reply.finish_reason else " ..."
-        return Panel(text, title=self.player, subtitle=f"{self._reply.tokens} tokens{state}", width=width + 4)
+        tokens = "" if self._reply.tokens is None else f"{self._reply.tokens} tokens "
+        state = tokens if self._reply.finish_reason else f"{tokens}..."
+        return Panel(text, title=self.player, subtitle=state.strip() or None, width=width + 4)
 
     def _board(self, tall: int) -> Text:
         """The board with its row and column numbers."""
