@@ -22,6 +22,8 @@ MAX_CHARS = 1 << 16
 
 TAG = re.compile(r"<\s{0,4}(/?)\s{0,4}(perception|think|answer)\s{0,4}>", re.IGNORECASE)
 ORDER = ["perception", "think", "answer"]
+THINKING_FIRST = ["think", "perception", "answer"]
+"""Of an answer that a chat template begins with `<think>`."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Answer:
     thinking: str | None = None
     body: str | None = None
     well_formed: bool = False
-    """Perception, thinking and answer once each, in this order, none empty, nothing but white space around them."""
+    """Perception, thinking and answer once each, in an order of the codec's, none empty, nothing but white space around
+    them."""
 
 
 class PerceptionScore(NamedTuple):
@@ -57,9 +60,14 @@ class PerceptionScore(NamedTuple):
 
 
 class Codec:
-    """Prompts and answers of one task."""
+    """Prompts and answers of one task.
 
-    def __init__(self, task: Task) -> None:
+    `thinks_first`: whether well-formed answers may begin with the thinking, as they have to where the chat template has
+    opened it.
+    """
+
+    def __init__(self, task: Task, thinks_first: bool = False) -> None:
+        self.orders = [ORDER, THINKING_FIRST] if thinks_first else [ORDER]
         self.names = task.renderer.names
         game = task.new_game()
         self.rows, self.cols = game.rows, game.cols
@@ -107,7 +115,7 @@ class Codec:
         else:
             reading = self.actions.read(bodies[0]) if bodies else Cause.NO_ANSWER
         cause = reading if isinstance(reading, Cause) else None
-        in_order = [name for name, _ in blocks] == ORDER and all(body.strip() for _, body in blocks)
+        in_order = [name for name, _ in blocks] in self.orders and all(body.strip() for _, body in blocks)
         return Answer(
             action=None if isinstance(reading, Cause) else reading,
             cause=cause,

@@ -99,9 +99,14 @@ def _end(outcome: Outcome) -> str:
 # An answer
 
 
-def explain_answer(state: State, text: str, reward: str = "ternary", weights: RewardConfig | None = None) -> str:
-    """What the parser made of an answer to a state, and what came of it. With a run's weights also the total."""
-    game, codec = state.game(), Codec(state.task)
+def explain_answer(
+    state: State, text: str, reward: str = "ternary", weights: RewardConfig | None = None, thinks_first: bool = False
+) -> str:
+    """What the parser made of an answer to a state, and what came of it. With a run's weights also the total.
+
+    `thinks_first`: as the `Codec` has it.
+    """
+    game, codec = state.game(), Codec(state.task, thinks_first)
     if game.over:
         raise ValueError(
             f"the episode is over after {game.moves} moves: there is nothing to answer; give fewer --moves"
@@ -110,7 +115,7 @@ def explain_answer(state: State, text: str, reward: str = "ternary", weights: Re
     answer, seen, outcome = judged.answer, judged.seen, judged.outcome
     blocks, _, open_answer = blocks_of(text) if len(text) <= MAX_CHARS else ([], "", False)
     found = ", ".join(name for name, _ in blocks) or "none"
-    faults = faults_of_form(text, answer)
+    faults = faults_of_form(text, answer, codec.orders)
     told = f"{seen.right} of {game.rows * game.cols} cells right, share {seen.share:.3g}"
     lines = [
         f"blocks      {found}",
@@ -153,7 +158,7 @@ def _earned(game: Game, action: int | None, outcome: Outcome, reward: str) -> li
     ]
 
 
-def faults_of_form(text: str, answer: Answer) -> list[str]:
+def faults_of_form(text: str, answer: Answer, orders: Sequence[list[str]] = (ORDER,)) -> list[str]:
     """The rules of form that an answer breaks: none where it is `well_formed`."""
     faults = [] if answer.cause is None else [f"it gives no move ({answer.cause})"]
     if len(text) > MAX_CHARS:
@@ -163,7 +168,7 @@ def faults_of_form(text: str, answer: Answer) -> list[str]:
     for name in ORDER:
         if names.count(name) != 1:
             faults.append(f"<{name}> is missing" if name not in names else f"{names.count(name)} <{name}> blocks")
-    if sorted(names) == sorted(ORDER) and names != ORDER:
+    if sorted(names) == sorted(ORDER) and names not in orders:
         faults.append(f"the order is {', '.join(names)}; expected {', '.join(ORDER)}")
     faults += [f"<{name}> is empty" for name, body in blocks if not body.strip()]
     if outside.strip():
@@ -292,7 +297,8 @@ def _answers(
         cut = "; cut off at its longest length" if rows[0]["finish_reason"] == "length" else ""
         board = [] if state == start else [explain_state(state, reward)]
         head = f"--- rollout{'s' if len(rows) > 1 else ''} {who}{cut}"
-        yield "\n".join([head, *board, _quoted(text), explain_answer(state, text, reward, weights)])
+        opened = rows[0]["reward_format"] == 1  # the run knew whether the chat template opens the thinking
+        yield "\n".join([head, *board, _quoted(text), explain_answer(state, text, reward, weights, opened)])
 
 
 # A move of an evaluation

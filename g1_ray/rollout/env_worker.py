@@ -41,7 +41,8 @@ class EnvWorker:
 
         self.config = config.rollout
         self.chat = Chat(model_path)
-        self.referees = {game.name: Referee(game, config.reward) for game in config.games}
+        opened = bool(self.chat.opened)
+        self.referees = {game.name: Referee(game, config.reward, opened) for game in config.games}
 
     def observe(self, tickets: Sequence[Ticket]) -> list[OpenGroup]:
         """Puts every ticket's game into its start state, and asks for the first answers of its group."""

@@ -8,12 +8,12 @@ from g1_ray.types import Completion, Request, Turn
 
 
 class Referee:
-    """Of one game of a run."""
+    """Of one game of a run. `thinks_first`: whether the model's chat template opens the thinking (`Codec`)."""
 
-    def __init__(self, config: GameConfig, weights: RewardConfig) -> None:
+    def __init__(self, config: GameConfig, weights: RewardConfig, thinks_first: bool = False) -> None:
         self.config, self.weights = config, weights
         self.task: Task = config.task()
-        self.codec = Codec(self.task)
+        self.codec = Codec(self.task, thinks_first)
         self.reward = reward_named(config.reward)
 
     def turn(self, state: State, request: Request, completion: Completion, text: str) -> Turn:

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 
@@ -6,6 +8,7 @@ from envs.players import PLAYERS
 from g1_ray.config import RunConfig
 from g1_ray.models.chat import Chat
 from g1_ray.models.find import MODELS
+from g1_ray.report.explain import explain_answer
 from g1_ray.rollout.env_worker import EnvWorker
 from g1_ray.types import Completion, Ticket
 
@@ -113,3 +116,39 @@ def test_turns_follow_each_other_within_their_window(chat):
     (group,) = worker.finish([play])
     assert [len(rollout.turns) for rollout in group.rollouts] == [3, 3]
     assert group.rollouts[0].total == sum(turn.reward for turn in group.rollouts[0].turns)
+
+
+@pytest.mark.parametrize(
+    "opens, wrote, format",
+    [
+        ("", "{perception}{think}{answer}", 1.0),
+        ("", "{think}{perception}{answer}", 0.0),
+        ("", "so</think>{perception}{answer}", 0.0),
+        ("<think>\n", "so</think>{perception}{answer}", 1.0),  # the block that the template opened is the first one
+        ("<think>\n", "{perception}{think}{answer}", 1.0),  # it opened its own, as after a cold start
+        ("<think>\n", "</think>{perception}{answer}", 0.0),  # and has thought nothing
+        ("<think>\n", "{perception}so</think>{answer}", 0.0),
+        ("<think>\n", "so</think>{answer}{perception}", 0.0),
+        ("<think>\n", "{perception}{answer}", 0.0),
+    ],
+)
+def test_an_answer_is_judged_with_what_the_template_has_opened(tmp_path, opens, wrote, format):
+    shutil.copytree(MODEL, tmp_path / "model")
+    template = tmp_path / "model" / "chat_template.jinja"
+    begin = "<|im_start|>assistant\n{% endif %}"
+    text = template.read_text()
+    assert begin in text
+    template.write_text(text.replace(begin, begin.replace("{%", opens + "{%")))
+    worker = EnvWorker(config(), str(tmp_path / "model"))
+    (group,) = worker.observe([Ticket(0, "2048", 7, 0)])
+    (request,) = group.requests
+    whole = good_answer(group.start)
+    parts = {name: whole[whole.index(f"<{name}>") : whole.index(f"</{name}>") + len(name) + 3]
+             for name in ("perception", "think", "answer")}  # fmt: skip
+    given = completion(worker.chat, wrote.format(**parts))
+    (scored,) = worker.score([group], [[[given] * 3]])
+    (turn,) = scored.rollouts[0].turns
+    assert turn.rewards["format"] == format
+    assert turn.text.startswith(opens) or wrote.startswith("{perception}{think}")
+    told = explain_answer(group.start, turn.text, thinks_first=turn.rewards["format"] == 1)
+    assert ("form        well formed" in told) is (format == 1)
