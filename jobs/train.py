@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from jobs.options import Parser, add_config_options
 
 if TYPE_CHECKING:
+    from g1_ray.cluster.join import Cluster
     from g1_ray.config import RunConfig
     from g1_ray.evaluation.evaluation import Evaluation
     from g1_ray.pipeline.run import Pipeline
@@ -57,22 +58,22 @@ def main(argv: list[str] | None = None) -> int:
         print(text)
         return 0 if fits else 2
     RunFolder.check(config, args.resume)
-    address, _ = find_cluster(args.address)
+    cluster = find_cluster(args.address)
     check_software(config)
     check_trackers(config.trackers)
     check_engine(config.engine.kind)
     check_model(config.model.path)
-    if address == LOCAL:
+    if cluster.address == LOCAL:
         check_run(config, this_machine())
     for name, path in config.eval.baselines.items():
         check_model(path, f"eval.baselines.{name}")
     check_prompts(config, model_path(config.model.path))
-    return train(config, args.resume, args.address, args.cluster)
+    return train(config, args.resume, cluster, args.cluster)
 
 
-def train(config: "RunConfig", resume: bool = False, address: str = "", cluster_file: str = "") -> int:
+def train(config: "RunConfig", resume: bool = False, cluster: "Cluster | None" = None, cluster_file: str = "") -> int:
     """Runs it all; returns the exit status."""
-    folder = _open(config, resume, address, cluster_file)
+    folder = _open(config, resume, cluster, cluster_file)
 
     from g1_ray.logs import start_logging
 
@@ -129,7 +130,7 @@ def _run(config: "RunConfig", folder: "RunFolder", checkpoint: Path | None, stop
     print(f"{folder.path}: curves.png, {'eval/table.md, eval/*.webp, ' if results else ''}report.json, checkpoints")
 
 
-def _open(config: "RunConfig", resume: bool, address: str, cluster_file: str) -> "RunFolder":
+def _open(config: "RunConfig", resume: bool, cluster: "Cluster | None", cluster_file: str) -> "RunFolder":
     """The run's folder, once there is a cluster with room for it; nothing is left behind where there is none."""
     from g1_ray.cluster.join import connect
     from g1_ray.runs.run_folder import RunFolder
@@ -138,7 +139,7 @@ def _open(config: "RunConfig", resume: bool, address: str, cluster_file: str) ->
     for key, change in folder.changed.items():
         print(f"goes on with another {key}: {change}", flush=True)
     try:
-        connect(config, address, cluster_file)  # before anything imports ray: it settles how Ray authenticates
+        connect(config, cluster, cluster_file)  # before anything imports ray: it settles how Ray authenticates
     except BaseException:
         folder.discard()
         raise

@@ -1,18 +1,24 @@
 """Where a cluster's address comes from, and what is said where nothing answers there. Starts no Ray."""
 
 import socket
+import subprocess
+import sys
 import threading
 import time
+from concurrent import futures
 
+import grpc
 import pytest
 
-from g1_ray.cluster.join import LOCAL, find_cluster
+from g1_ray.cluster.join import ALIVE, LOCAL, Cluster, find_cluster
 
 
 @pytest.fixture(autouse=True)
 def nobody_runs_here(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
 
 
 @pytest.fixture
@@ -69,10 +75,112 @@ def test_where_none_runs_one_is_started_also_beside_a_stale_address(left, closed
     if left is not None:
         (tmp_path / "ray").mkdir()
         (tmp_path / "ray" / "ray_current_cluster").write_text(left.format(port=closed_port))
-    assert find_cluster() == (LOCAL, "")
-    assert ("does not answer" in caplog.text) is bool(left)
+    assert find_cluster() == Cluster(LOCAL, "")
+    assert ("no Ray cluster answers there" in caplog.text) is bool(left)
 
 
 def test_one_of_my_own(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    assert find_cluster()[0] == LOCAL
+    assert find_cluster().address == LOCAL
+
+
+class Head(grpc.GenericRpcHandler):
+    """Stands in for the head of a cluster, or its Ray Client server: says a word to whoever has its token."""
+
+    def __init__(self, token: str, client: bool) -> None:
+        self.token, self.call = token, ALIVE[client][0]
+
+    def service(self, details):
+        return grpc.unary_unary_rpc_method_handler(self.answer) if details.method == self.call else None
+
+    def answer(self, message, context):
+        if self.token and ("authorization", f"Bearer {self.token}") not in context.invocation_metadata():
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+        return b""
+
+
+@pytest.fixture
+def head():
+    """Starts one; gives its address."""
+    servers = []
+
+    def start(token="", client=False):
+        servers.append(grpc.server(futures.ThreadPoolExecutor(2), [Head(token, client)]))
+        port = servers[-1].add_insecure_port("127.0.0.1:0")
+        servers[-1].start()
+        return f"127.0.0.1:{port}"
+
+    yield start
+    for server in servers:
+        server.stop(None)
+
+
+OURS, THEIRS = "ours" * 8, "theirs" * 8
+
+
+@pytest.mark.parametrize("client", [False, True])
+@pytest.mark.parametrize("ours", ["", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "HOME"])
+def test_a_token_opens_the_cluster_that_it_is_of_and_no_other(ours, client, head, tmp_path, monkeypatch):
+    file = tmp_path / ("token" if ours == "RAY_AUTH_TOKEN_PATH" else ".ray/auth_token")
+    if ours == "RAY_AUTH_TOKEN":
+        monkeypatch.setenv(ours, OURS)
+    elif ours:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(OURS + "\n")
+        monkeypatch.setenv(ours, str(file if ours == "RAY_AUTH_TOKEN_PATH" else tmp_path))
+    mine, foreign, unlocked = (("ray://" if client else "") + head(token, client) for token in (OURS, THEIRS, ""))
+    assert find_cluster(unlocked).address == unlocked
+    if ours:
+        assert find_cluster(mine).address == mine
+    monkeypatch.setenv("RAY_ADDRESS", foreign)
+    with pytest.raises(ValueError) as error:
+        find_cluster()
+    told = str(error.value)
+    whose = {"": "there is none here", "RAY_AUTH_TOKEN": "that of RAY_AUTH_TOKEN"}.get(ours, f"that of {file}")
+    assert told.startswith(f"RAY_ADDRESS={foreign}: ") and whose in told and "RAY_ADDRESS=local" in told
+    assert len(told.splitlines()) <= 3 and OURS not in told and "RAY_AUTH_TOKEN_PATH=" in told
+
+
+def test_no_token_is_sent_where_the_mode_says_so(head, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", OURS)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.raises(ValueError, match="RAY_AUTH_MODE=disabled"):
+        find_cluster(head(OURS))
+
+
+def test_a_token_that_cannot_be_read_is_told(head, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "nope"))
+    with pytest.raises(ValueError, match="RAY_AUTH_TOKEN_PATH=.*nope"):
+        find_cluster(head())
+
+
+@pytest.mark.parametrize("client", [False, True])
+def test_a_head_is_no_client_server_and_the_other_way_round(client, head):
+    with pytest.raises(ValueError, match="another server"):
+        find_cluster(("" if client else "ray://") + head("", client))
+
+
+def test_a_cluster_of_others_that_happens_to_run_here_is_left_alone(head, tmp_path, monkeypatch, caplog):
+    (tmp_path / "ray").mkdir()
+    foreign = head(THEIRS)
+    (tmp_path / "ray" / "ray_current_cluster").write_text(foreign)
+    assert find_cluster() == Cluster(LOCAL, "")
+    assert foreign in caplog.text and "one of our own is started" in caplog.text
+    monkeypatch.setenv("RAY_ADDRESS", "auto")  # that is to ask for it
+    with pytest.raises(ValueError, match=f"RAY_ADDRESS=auto, which is {foreign} .*its token"):
+        find_cluster()
+
+
+def test_a_cluster_that_stands_still_once_it_has_answered_is_not_waited_for():
+    """Ray waits for five minutes, and talks meanwhile: in a process of its own, which has to end in order as well."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        code = (
+            "import sys; from g1_ray.cluster import join as j; j.JOIN_S = 8.0\n"
+            f"try: j.join(j.Cluster({address!r}, 'RAY_ADDRESS=x'))\n"
+            "except ValueError as error: sys.exit(str(error))"
+        )
+        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1 and len(ended.stderr.strip().splitlines()) <= 3, ended.stderr
+    for part in ("RAY_ADDRESS=x", address, "no word in 8 s", "RAY_ADDRESS=local"):
+        assert part in ended.stderr
