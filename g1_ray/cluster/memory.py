@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from g1_ray.config import ModelConfig, RunConfig
 from g1_ray.engines.make import ENGINES, GB
 from g1_ray.models.find import is_cached, model_path
-from g1_ray.models.weights import skeleton
+from g1_ray.models.weights import skeleton, vision_tower
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -106,7 +106,7 @@ def shape_of(path: str) -> ModelShape | None:
 def _shape_of(model: "PreTrainedModel", source: str) -> ModelShape:
     from torch.nn import Linear
 
-    from g1_ray.learner.policy import blocks_of, vision_tower
+    from g1_ray.learner.policy import blocks_of
 
     tower = vision_tower(model)
     assert tower is not None, "check_family asks for one"

@@ -23,10 +23,9 @@ from g1_ray.coldstart.examples import Example
 from g1_ray.engines.weight_sync import SIGHT
 from g1_ray.files import Journal, read_lines, steps_in, write_json, write_lines, written
 from g1_ray.learner.attention import CHUNKS
-from g1_ray.learner.policy import vision_tower
 from g1_ray.models.card import Card
 from g1_ray.models.chat import Chat
-from g1_ray.models.weights import load_model
+from g1_ray.models.weights import load_model, vision_tower
 from g1_ray.runs.curves import save_curves
 from g1_ray.runs.progress import Count
 from g1_ray.seeds import seed_of

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from g1_ray.config import EngineConfig
+from g1_ray.config import EngineConfig, LoraConfig
 from g1_ray.engines.weight_sync import SyncReport
 from g1_ray.types import Completion, Floats, Ints, Prompt, Request, Sampling
 
@@ -56,14 +56,20 @@ class EngineBase:
     """What engines share. `path`: a folder or name that Hugging Face loads; `dtype`: 'float32' or 'bfloat16'.
 
     `sampling`: what `generate` uses where it is not told otherwise; `freeze_vision`: what a picture looks like to the
-    model never changes.
+    model never changes; `lora`: of the adapter that `load_policy` is given in place of whole weights, if it is.
     """
 
     def __init__(
-        self, path: str, engine: EngineConfig, dtype: str, sampling: Sampling, freeze_vision: bool = True
+        self,
+        path: str,
+        engine: EngineConfig,
+        dtype: str,
+        sampling: Sampling,
+        freeze_vision: bool = True,
+        lora: LoraConfig | None = None,
     ) -> None:
         self._path, self._config, self._dtype, self._sampling = path, engine, dtype, sampling
-        self._freeze_vision = freeze_vision
+        self._freeze_vision, self._lora = freeze_vision, lora
         self._version = 0
 
     @property

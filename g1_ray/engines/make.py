@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from envs.registry import Registry
-from g1_ray.config import EngineConfig, RunConfig
+from g1_ray.config import EngineConfig, LoraConfig, RunConfig
 from g1_ray.engines.base import Engine
 from g1_ray.types import Sampling
 
@@ -40,6 +40,13 @@ class EngineKind:
     """Options of `OWN` that it reads on a GPU."""
     on_cpu: tuple[str, ...] = OWN
     """Those that it reads on a CPU."""
+    takes_adapter: Callable[[RunConfig], bool] = lambda config: False
+    """Whether it takes the LoRA adapter of such a run as it is; it is made with `lora` then. Else: whole weights."""
+
+
+def _vllm_takes_adapter(config: RunConfig) -> bool:
+    """Its kernels for GPUs know no float32, where an adapter that is merged loses nothing worth having."""
+    return config.model.lora.rank <= 512 and not (config.engine.gpus and config.model.dtype == "float32")
 
 
 ENGINES: Registry[EngineKind] = Registry(
@@ -52,9 +59,13 @@ ENGINES: Registry[EngineKind] = Registry(
         has_budget=True,
         on_gpu=("memory_utilization", "enforce_eager"),
         on_cpu=("kv_cache_gb",),
+        takes_adapter=_vllm_takes_adapter,
     ),
     transformers=EngineKind(
-        partial(pkgutil.resolve_name, "g1_ray.engines.transformers:TransformersEngine"), on_gpu=(), on_cpu=()
+        partial(pkgutil.resolve_name, "g1_ray.engines.transformers:TransformersEngine"),
+        on_gpu=(),
+        on_cpu=(),
+        takes_adapter=lambda config: True,
     ),
 )
 
@@ -80,10 +91,18 @@ def check_options(given: Iterable[str], kind: str, gpus: float, who: str) -> Non
         )
 
 
-def make_engine(path: str, engine: EngineConfig, dtype: str, sampling: Sampling, freeze_vision: bool = True) -> Engine:
+def make_engine(
+    path: str,
+    engine: EngineConfig,
+    dtype: str,
+    sampling: Sampling,
+    freeze_vision: bool = True,
+    lora: LoraConfig | None = None,
+) -> Engine:
     """An engine of the kind that its config says, not yet started. Raises `ValueError`."""
     check_engine(engine.kind)
-    made: Engine = ENGINES.find(engine.kind).load()(path, engine, dtype, sampling, freeze_vision)
+    more = {"lora": lora} if lora else {}  # kinds that take no adapters know no such argument
+    made: Engine = ENGINES.find(engine.kind).load()(path, engine, dtype, sampling, freeze_vision, **more)
     return made
 
 
@@ -91,7 +110,14 @@ def engine_of_run(config: RunConfig, path: str) -> Engine:
     """The engine that a run's config asks for, with the model in `path`."""
     rollout = config.rollout
     sampling = Sampling(rollout.temperature, rollout.top_p, rollout.max_tokens)
-    return make_engine(path, config.engine, config.model.dtype, sampling, config.model.freeze_vision)
+    model = config.model
+    return make_engine(path, config.engine, model.dtype, sampling, model.freeze_vision, published_adapter(config))
+
+
+def published_adapter(config: RunConfig) -> LoraConfig | None:
+    """Of the adapter that a run's engines are given; None where they are given whole weights, an adapter merged."""
+    lora = config.model.lora
+    return lora if lora.rank and ENGINES.find(config.engine.kind).takes_adapter(config) else None
 
 
 def check_engine(kind: str) -> None:

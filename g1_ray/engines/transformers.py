@@ -21,6 +21,7 @@ from envs import State
 from g1_ray.engines.base import EngineBase
 from g1_ray.engines.kv_rows import Answering, Rows
 from g1_ray.engines.weight_sync import SyncReport, check_names, check_version, unpack_weights
+from g1_ray.models.adapters import adapter_of, inject
 from g1_ray.models.chat import Chat
 from g1_ray.models.weights import load_model
 from g1_ray.types import Completion, Floats, Ints, Picture, Prompt, Request, Sampling
@@ -69,7 +70,10 @@ class TransformersEngine(EngineBase):
         self._rows = Rows()
         self._chat = Chat(self._path)
         model = load_model(self._path, dtype=getattr(torch, self._dtype))
+        if lora := self._lora:
+            model = inject(model, lora.rank, lora.alpha, lora.targets)
         self._model = model.to(self._device).eval().requires_grad_(False)
+        self._published = adapter_of(self._model) if lora else dict(self._model.named_parameters())
         self._banned = torch.zeros(self._model.config.text_config.vocab_size, dtype=torch.bool, device=self._device)
         self._banned[list(self._chat.vision_token_ids)] = True
         self._lock = asyncio.Lock()
@@ -144,10 +148,10 @@ class TransformersEngine(EngineBase):
         return SyncReport(version, len(weights), pause_s=ended - started, load_s=ended - locked)
 
     def _load(self, weights: NDArray[np.uint8]) -> None:
-        new, own = unpack_weights(weights), dict(self._model.named_parameters())
-        check_names(new, own)
+        new = unpack_weights(weights)
+        check_names(new, self._published)
         with torch.no_grad():
-            for name, parameter in own.items():
+            for name, parameter in self._published.items():
                 parameter.copy_(new[name])
 
     async def _run(self) -> None:

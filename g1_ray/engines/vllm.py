@@ -16,14 +16,16 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs import State
 from g1_ray.engines.base import EngineBase
-from g1_ray.engines.weight_sync import SyncReport, check_names, check_version, packed_names, weights_file
+from g1_ray.engines.weight_sync import SyncReport, check_names, check_version, pack_weights, packed_names, weights_file
+from g1_ray.models.adapters import WEIGHTS, adapter_of, inject, write_config
 from g1_ray.seeds import seed_of
 from g1_ray.types import Completion, Floats, Ints, Picture, Prompt, Request, Sampling
 
@@ -56,12 +58,17 @@ class VLLMEngine(EngineBase):
         from g1_ray.models.weights import skeleton
 
         self._chat = Chat(self._path)
-        self._parameters = frozenset(name for name, _ in skeleton(self._path).named_parameters())
+        model = skeleton(self._path)
+        if lora := self._lora:
+            model = inject(model, lora.rank, lora.alpha, lora.targets)
+        self._published = adapter_of(model) if lora else dict(model.named_parameters())
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._arguments()))
         self._ids = itertools.count()
         self._open = asyncio.Event()
         self._open.set()
         self._sync = asyncio.Lock()
+        if self._lora:
+            await self._load_zeros()
         await self._llm.update_weight_version("0")
         if self._temperature != 1:
             await self._llm.collective_rpc("divide_logits", args=(self._temperature,))
@@ -69,6 +76,7 @@ class VLLMEngine(EngineBase):
 
     def _arguments(self) -> dict[str, Any]:
         from vllm.config import WeightTransferConfig
+        from vllm.config.lora import MaxLoRARanks
 
         config = self._config
         arguments: dict[str, Any] = {
@@ -86,6 +94,10 @@ class VLLMEngine(EngineBase):
             "worker_extension_cls": "g1_ray.engines.vllm_worker.Worker",
             "weight_transfer_config": WeightTransferConfig(backend="file"),
         }
+        if self._lora:
+            rank = min(rank for rank in get_args(MaxLoRARanks) if rank >= self._lora.rank)
+            arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
+            arguments["lora_target_modules"] = list(self._lora.targets)
         if config.gpus:
             return arguments | {
                 "gpu_memory_utilization": config.memory_utilization,
@@ -133,19 +145,16 @@ class VLLMEngine(EngineBase):
         return await asyncio.gather(*(self._score(prompt, ids) for prompt, ids in sequences))
 
     async def load_policy(self, weights: NDArray[np.uint8], version: int) -> SyncReport:
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
         async with self._sync:
             check_version(self._version, version)
-            check_names(packed_names(weights), self._parameters)
-            with weights_file(weights) as path:
+            check_names(packed_names(weights), self._published)
+            with weights_file(weights, WEIGHTS) as file:
                 self._open.clear()
                 started = time.perf_counter()
                 await self._llm.pause_generation(mode="keep", clear_cache=False)
                 paused = time.perf_counter()
-                await self._llm.start_weight_update()
-                await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"path": str(path)}))
-                await self._llm.finish_weight_update(weight_version=str(version))
+                await (self._load_adapter(file.parent) if self._lora else self._load_weights(file))
+                await self._llm.update_weight_version(str(version))
                 loaded = time.perf_counter()
             await self._llm.reset_prefix_cache()
             self._version = version
@@ -154,6 +163,30 @@ class VLLMEngine(EngineBase):
         ended = time.perf_counter()
         log.info("policy version %d after %.2f s", version, ended - started)
         return SyncReport(version, len(weights), pause_s=ended - started, load_s=loaded - paused)
+
+    async def _load_weights(self, file: Path) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        await self._llm.start_weight_update()
+        await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"path": str(file)}))
+        await self._llm.finish_weight_update()
+
+    async def _load_adapter(self, folder: Path) -> None:
+        """Puts the adapter in the place of the last one: what is in flight knows it by the same number."""
+        from vllm.lora.request import LoRARequest
+
+        assert self._lora is not None
+        write_config(folder, self._lora.rank, self._lora.alpha, self._lora.targets, self._path)
+        loaded = await self._llm.add_lora(LoRARequest("policy", 1, str(folder), load_inplace=True))
+        assert loaded
+
+    async def _load_zeros(self) -> None:
+        """An adapter that changes nothing: without one, answers that it begins would go on without the next one."""
+        import torch
+
+        zeros = {name: torch.zeros(part.shape) for name, part in self._published.items()}
+        with weights_file(pack_weights(zeros.items(), getattr(torch, self._dtype)), WEIGHTS) as file:
+            await self._load_adapter(file.parent)
 
     async def _answer(self, request: Request, sampling: Sampling) -> tuple[Completion, ...]:
         output = await self._run(request.prompt, request.prompt.token_ids, self._params(request, sampling))
@@ -208,8 +241,11 @@ class VLLMEngine(EngineBase):
 
     async def _outputs(self, prompt: Prompt, token_ids: Ints, params: Any) -> AsyncGenerator["RequestOutput", None]:
         """What comes of a request; closing it ends the request in vLLM."""
+        from vllm.lora.request import LoRARequest
+
         await self._open.wait()
-        made = self._llm.generate(self._input(prompt, token_ids), params, str(next(self._ids)))
+        number, adapter = str(next(self._ids)), LoRARequest("policy", 1, "loaded") if self._lora else None
+        made = self._llm.generate(self._input(prompt, token_ids), params, number, lora_request=adapter)
         async with contextlib.aclosing(made) as outputs:
             async for output in outputs:
                 yield output

@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
@@ -77,6 +78,24 @@ class Worker:
         model.compute_logits = divided
 
 
+def _to_rank(self: PunicaWrapperCPU, y: torch.Tensor, x: torch.Tensor, down: torch.Tensor, scale: float) -> None:
+    """y [T, rank] = x [T, inputs] through the one adapter's `down` [1, 1, rank, inputs]."""
+    if not self.no_lora:
+        y.copy_(scale * (x.to(y.dtype) @ down[0, 0].to(y.dtype).T))
+
+
+def _from_rank(
+    self: PunicaWrapperCPU, y: torch.Tensor, x: torch.Tensor, up: torch.Tensor, start: int, size: int, add_inputs: bool
+) -> None:
+    """Adds x [T, rank] through the one adapter's `up` [1, 1, size, rank] to a slice of y [T, outputs]."""
+    assert add_inputs
+    if not self.no_lora:
+        y[:, start : start + size] += x.to(y.dtype) @ up[0, 0].to(y.dtype).T
+
+
+# On a CPU vLLM gathers an adapter's matrices once for every token, gigabytes for a long batch. There is one for all.
+PunicaWrapperCPU._apply_shrink = _to_rank
+PunicaWrapperCPU._apply_expand = _from_rank
 # It names, at every sync, the layers that own no weights.
 logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
 WeightTransferEngineFactory.register_engine("file", FileWeightTransferEngine)

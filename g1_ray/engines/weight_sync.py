@@ -2,8 +2,10 @@
 
     learner: named parameters -> pack_weights -> an array of bytes -> engine: load_policy(bytes, version) -> its version
 
-The bytes are a safetensors file, so they travel as one Ray object and are mapped from a file without a copy. An engine
-refuses a version that is not newer than its own, and weights that are not exactly its model's.
+The bytes are a safetensors file, so they travel as one Ray object and are mapped from a file without a copy. Where LoRA
+is trained and the kind of engine takes adapters, they are the adapter, in peft's format: thousands of times fewer, and
+nothing of it is rounded away, as a small change is when it is merged into bfloat16. An engine refuses a version that is
+not newer than its own, and weights that are not exactly its model's, or its adapter's.
 """
 
 import contextlib
@@ -59,8 +61,8 @@ class BlindError(ValueError):
 def pack_weights(parameters: "Iterable[tuple[str, torch.Tensor]]", dtype: "torch.dtype") -> NDArray[np.uint8]:
     """The parameters of a model by their names in Hugging Face's module tree, cast to `dtype`, as safetensors bytes.
 
-    All of them, whole (not shards), frozen ones too; the names are those of `model.named_parameters()`. A peft adapter
-    has to be merged into them first: engines know nothing of LoRA.
+    All of them, whole (not shards), frozen ones too; the names are those of `model.named_parameters()`, a peft adapter
+    is merged into them. Or, for an engine that takes it, all of the adapter alone, by the names of peft's files.
     """
     from safetensors.torch import save
 
@@ -82,14 +84,14 @@ def packed_names(weights: NDArray[np.uint8]) -> list[str]:
 
 
 @contextlib.contextmanager
-def weights_file(weights: NDArray[np.uint8]) -> Iterator[Path]:
-    """A file with these bytes for as long as the context lasts: in memory (/dev/shm) where there is room."""
+def weights_file(weights: NDArray[np.uint8], name: str = "model.safetensors") -> Iterator[Path]:
+    """A file with these bytes, in a folder of its own, while the context lasts: in memory (/dev/shm) where it fits."""
     shm = Path("/dev/shm")
     in_memory = shm.is_dir() and os.access(shm, os.W_OK) and shutil.disk_usage(shm).free > 2 * len(weights)
-    with tempfile.NamedTemporaryFile(prefix="g1-ray-", suffix=".safetensors", dir=shm if in_memory else None) as file:
-        file.write(weights.data)
-        file.flush()
-        yield Path(file.name)
+    with tempfile.TemporaryDirectory(prefix="g1-ray-", dir=shm if in_memory else None) as folder:
+        file = Path(folder) / name
+        file.write_bytes(weights.data)
+        yield file
 
 
 def check_version(old: int, new: int) -> None:
@@ -99,12 +101,17 @@ def check_version(old: int, new: int) -> None:
 
 
 def check_names(given: Iterable[str], needed: Iterable[str]) -> None:
-    """Raises `ValueError` where weights lack a parameter of the model, or hold more than a tied head that it lacks."""
+    """Raises `ValueError` where weights lack a parameter of the model, or hold more than a tied head that it lacks.
+
+    `needed`: of the model, or of the adapter where that is what the engine takes.
+    """
     given, needed = set(given), set(needed)
     missing, over = sorted(needed - given), sorted(given - needed - {"lm_head.weight"})
     if missing or over:
         what = f"lack {missing[0]} and {len(missing) - 1} more" if missing else f"hold {over[0]}, which the model lacks"
-        raise ValueError(f"these weights {what}: publish all of model.named_parameters(), adapters merged")
+        of_adapter = any(".lora_" in name for name in needed)
+        how = "the adapter, all of it, alone" if of_adapter else "all of model.named_parameters(), adapters merged"
+        raise ValueError(f"these weights {what}: publish {how}")
 
 
 class Canary:

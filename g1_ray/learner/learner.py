@@ -30,19 +30,12 @@ from g1_ray.files import write_json
 from g1_ray.learner.loss import LOSSES, Tokens, effective_sample_share, k3_kl
 from g1_ray.learner.optimizer import Optimizer, whole
 from g1_ray.learner.packs import Pack, packs_in_order, packs_of
-from g1_ray.learner.policy import (
-    ADAPTER,
-    Inputs,
-    Picture,
-    Policy,
-    blocks_of,
-    load_model,
-    vision_is_frozen,
-    vision_tower,
-)
+from g1_ray.learner.policy import Inputs, Picture, Policy, blocks_of, load_model, vision_is_frozen
+from g1_ray.models.adapters import ADAPTER, WEIGHTS, tensor_name, write_config
 from g1_ray.models.card import Card
 from g1_ray.models.chat import Chat
 from g1_ray.models.find import model_path
+from g1_ray.models.weights import vision_tower
 from g1_ray.runs import checkpoints
 from g1_ray.types import Batch, Floats, Ints, Prompt, Sample, StepReport
 
@@ -268,6 +261,13 @@ class Learner:
                 weights[name] = tensor.to("cpu", self.dtype, copy=True)
         return weights
 
+    def adapter(self) -> dict[str, torch.Tensor]:
+        """On rank 0 the LoRA adapter by the names of peft's files, on the CPU in the model's dtype: as it is computed
+        with. Collective; other ranks get nothing.
+        """
+        parts = {tensor_name(t.name): whole(t.parameter) for t in self.optimizer.trained}
+        return {name: part.to("cpu", self.dtype) for name, part in parts.items()} if self.rank == 0 else {}
+
     def _changing(self) -> Iterator[tuple[str, torch.Tensor]]:
         """What training changes, by its Hugging Face name, whole, in float32. Collective.
 
@@ -315,20 +315,10 @@ class Learner:
             self.chat.processor.save_pretrained(folder)
 
     def _save_adapter(self, folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-        from peft import LoraConfig
-
         folder.mkdir()
-        named = {f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": tensor for name, tensor in tensors.items()}
-        save_file(named, folder / "adapter_model.safetensors")
-        lora = self.config.model.lora
-        LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            target_modules=[name for name, _ in self._adapted()],
-            base_model_name_or_path=self.config.model.path,
-            task_type="CAUSAL_LM",
-            inference_mode=True,
-        ).save_pretrained(folder)
+        save_file({tensor_name(name): tensor for name, tensor in tensors.items()}, folder / WEIGHTS)
+        model = self.config.model
+        write_config(folder, model.lora.rank, model.lora.alpha, [name for name, _ in self._adapted()], model.path)
 
     def _card(self) -> Card:
         config = self.config

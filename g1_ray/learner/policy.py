@@ -21,11 +21,11 @@ from g1_ray.config import ModelConfig
 from g1_ray.learner.attention import CHUNKS, SEGMENTS, Segments, segments_of
 from g1_ray.learner.packs import Pack
 from g1_ray.models import weights
+from g1_ray.models.adapters import inject
 from g1_ray.models.find import model_path
+from g1_ray.models.weights import vision_tower
 from g1_ray.seeds import seed_of
 
-ADAPTER = "default"
-"""What peft calls the one adapter there is."""
 LOGITS = 1 << 27
 """Most logits at once: half a gigabyte in float32."""
 _ROUND = 64
@@ -82,14 +82,6 @@ def _check(model: PreTrainedModel, path: str) -> None:
         raise ValueError(f"model.path = {path}: caps its logits; take one that doesn't")
 
 
-def vision_tower(model: PreTrainedModel) -> nn.Module | None:
-    """The part that makes features of pictures."""
-    for name in ("visual", "vision_tower", "vision_model"):
-        if isinstance(tower := getattr(model.base_model, name, None), nn.Module):
-            return tower
-    return None
-
-
 def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
     """The transformer blocks, of the language model and of the vision tower."""
     names = set(model._no_split_modules or [])
@@ -98,19 +90,8 @@ def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
 
 def _with_adapter(model: PreTrainedModel, config: ModelConfig, seed: int) -> PreTrainedModel:
     """LoRA (arXiv 2106.09685) on linear layers of the language model."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    tower = vision_tower(model)
-    seeing = set(tower.modules()) if tower is not None else set()
-    targets = [
-        name
-        for name, module in model.named_modules()
-        if name.rpartition(".")[2] in config.lora.targets and module not in seeing
-    ]
-    if not targets:
-        raise ValueError(f"model.lora.targets: none of {', '.join(config.lora.targets)} is in {config.path}")
-    lora = LoraConfig(r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=targets)
-    model = inject_adapter_in_model(lora, model, adapter_name=ADAPTER)
+    lora = config.lora
+    model = inject(model, lora.rank, lora.alpha, lora.targets)
     # peft draws from the global generator; ranks must draw the same.
     generator = torch.Generator().manual_seed(seed_of("lora", seed))
     for name, parameter in model.named_parameters():

@@ -1,18 +1,72 @@
-"""LoRA adapters in peft's format, put into the model that they were trained on: every tensor of them, or an error."""
+"""LoRA adapters: new ones, and those in peft's format, put into the model that they fit: every tensor, or an error."""
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from g1_ray.models.weights import counted, load_model, shapes_in
+from g1_ray.models.weights import counted, load_model, shapes_in, vision_tower
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch.nn import Parameter
     from transformers import PreTrainedModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER = "default"
+"""What peft calls the one adapter there is in a model."""
 _PREFIX = "base_model.model."
+
+
+# New ones
+
+
+def inject(model: "PreTrainedModel", rank: int, alpha: float, targets: Sequence[str]) -> "PreTrainedModel":
+    """The model with an adapter, which changes nothing yet, on linear layers of its language model.
+
+    `targets`: the last parts of their names. Raises `ValueError` where none is there.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    tower = vision_tower(model)
+    seeing = set(tower.modules()) if tower is not None else set()
+    names = [
+        name for name, module in model.named_modules() if name.rpartition(".")[2] in targets and module not in seeing
+    ]
+    if not names:
+        raise ValueError(f"model.lora.targets: none of {', '.join(targets)} is in {model.name_or_path}")
+    made: PreTrainedModel = inject_adapter_in_model(
+        LoraConfig(r=rank, lora_alpha=alpha, target_modules=names), model, adapter_name=ADAPTER
+    )
+    return made
+
+
+def adapter_of(model: "PreTrainedModel") -> "dict[str, Parameter]":
+    """The parameters of the adapter in a model, by their names in peft's files."""
+    return {tensor_name(name): part for name, part in model.named_parameters() if ".lora_" in name}
+
+
+def tensor_name(parameter: str) -> str:
+    """What peft's files call a parameter of an adapter."""
+    return _PREFIX + parameter.replace(f".{ADAPTER}.", ".")
+
+
+def write_config(folder: Path, rank: int, alpha: float, modules: Sequence[str], base: str) -> None:
+    """Writes what peft and vLLM read beside an adapter's tensors. `modules`: the names of those that it is for."""
+    from peft import LoraConfig
+
+    LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=list(modules),
+        base_model_name_or_path=base,
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+    ).save_pretrained(folder)
+
+
+# Those in folders
 
 
 def base_named(path: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch.nn import Module
     from transformers import PreTrainedModel
 
 FAMILIES = ("Qwen2-VL", "Qwen2.5-VL", "Qwen3-VL", "GLM-4.1V")
@@ -77,6 +78,16 @@ def _check_files(folder: str) -> None:
 
 
 # Models
+
+
+def vision_tower(model: "PreTrainedModel") -> "Module | None":
+    """The part that makes features of pictures."""
+    from torch.nn import Module
+
+    for name in ("visual", "vision_tower", "vision_model"):
+        if isinstance(tower := getattr(model.base_model, name, None), Module):
+            return tower
+    return None
 
 
 def load_model(path: str, **options: Any) -> "PreTrainedModel":

@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from g1_ray.cluster.join import PROCESS_ENV
 from g1_ray.config import RunConfig
-from g1_ray.engines.make import engine_of_run
+from g1_ray.engines.make import engine_of_run, published_adapter
 from g1_ray.engines.weight_sync import SyncReport, pack_weights
 from g1_ray.learner.samples import batch_of, fault_of_group, is_flat
 from g1_ray.logs import start_logging
@@ -135,6 +135,7 @@ class LearnerActor:
 
         start_logging(f"learner-{rank}", config.folder)
         self.learner = Learner(config, rank, config.learner.num_ranks)
+        self.adapter_alone = published_adapter(config) is not None
 
     def address(self) -> str:
         """Where the ranks meet: a free port of this one's node."""
@@ -155,7 +156,7 @@ class LearnerActor:
 
     def weights(self, report: StepReport | None) -> NDArray[np.uint8] | None:
         """The policy as bytes for the engines, on the first rank. `report` is only waited for."""
-        parameters = self.learner.weights()
+        parameters = self.learner.adapter() if self.adapter_alone else self.learner.weights()
         return pack_weights(parameters.items(), self.learner.dtype) if self.learner.rank == 0 else None
 
     def logprobs(self, sequences: Sequence[tuple[Prompt, Ints]]) -> list[Floats]:
