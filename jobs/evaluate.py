@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     from g1_ray.evaluation.folder import Protocol
     from g1_ray.evaluation.grid import variants
     from g1_ray.evaluation.job import Entry
-    from g1_ray.evaluation.players import parse_game, parse_player
+    from g1_ray.evaluation.named import parse_game, parse_player
     from g1_ray.logs import start_logging
 
     games = [parse_game(text) for text in args.games or game_names()]

@@ -83,7 +83,8 @@ def watched(task: Task, args: argparse.Namespace) -> tuple[str, "Run"]:
     name, player = args.player, None
     if args.player not in PLAYERS:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # nothing else is drawn on the screen
-        from g1_ray.evaluation.players import Asked, Chooser, parse_player
+        from g1_ray.evaluation.named import parse_player
+        from g1_ray.evaluation.players import Asked, Chooser
 
         player = parse_player(args.player)
         player.check()

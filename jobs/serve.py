@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     args = options().parse_args(argv)
     config = config_in(args)
 
-    from g1_ray.evaluation.players import parse_player
+    from g1_ray.evaluation.named import parse_player
 
     models = config.served()
     for model in models:

@@ -15,7 +15,8 @@ from g1_ray.config import AlgorithmConfig, EngineConfig, GameConfig
 from g1_ray.engines.make import ENGINES, check_engine, make_engine
 from g1_ray.engines.weight_sync import SyncReport
 from g1_ray.evaluation.job import Answered, Entry, Job, RunOver, work
-from g1_ray.evaluation.players import KINDS, Chooser, parse_game, parse_player
+from g1_ray.evaluation.named import parse_game, parse_player
+from g1_ray.evaluation.players import KINDS, Chooser
 from g1_ray.learner.learner import Learner
 from g1_ray.learner.loss import LOSSES
 from g1_ray.learner.samples import batch_of

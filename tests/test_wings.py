@@ -23,6 +23,7 @@ g1_ray.evaluation
 g1_ray.pipeline
 g1_ray.coldstart
 g1_ray.report
+g1_ray.serve
 g1_ray.rllib
 jobs
 """

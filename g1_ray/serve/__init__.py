@@ -1,4 +1,7 @@
-"""The arena: trained models behind Ray Serve, where people play with them. `app` makes it."""
+"""The arena: trained models behind Ray Serve, where people play with them; `app` makes it.
+
+May import every wing below it, from `envs` to `report`.
+"""
 
 from typing import TYPE_CHECKING, Any
 

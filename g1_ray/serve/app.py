@@ -18,8 +18,8 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
 from g1_ray.cluster.join import PROCESS_ENV
+from g1_ray.evaluation.named import parse_player
 from g1_ray.evaluation.play import Question, Reply
-from g1_ray.evaluation.players import parse_player
 from g1_ray.serve.backend import GAMES, Backend, deployment_of
 from g1_ray.serve.config import ServeConfig, Served, config_of
 from g1_ray.serve.guard import Rules

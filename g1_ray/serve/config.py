@@ -9,7 +9,8 @@ from pydantic import Field, ValidationError, model_validator
 from envs import PLAYERS
 from g1_ray.config import Section
 from g1_ray.config_text import explain
-from g1_ray.evaluation.players import Asked, parse_player
+from g1_ray.evaluation.named import parse_player
+from g1_ray.evaluation.players import Asked
 from g1_ray.grammar import parse_spec
 from g1_ray.models.find import SHIPPED
 from g1_ray.serve.session import PERSON

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from envs import Task, game_names
 from g1_ray.engines.base import Engine
 from g1_ray.engines.weight_sync import pack_weights
+from g1_ray.evaluation.named import parse_player
 from g1_ray.evaluation.play import Question, Reply
-from g1_ray.evaluation.players import Asked, Opened, parse_player
+from g1_ray.evaluation.players import Asked, Opened
 from g1_ray.files import read_json
 from g1_ray.runs.checkpoints import checkpoints, fault_of
 

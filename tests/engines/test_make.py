@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 from envs import State, Task  # noqa: E402
 from g1_ray.config import EngineConfig  # noqa: E402
 from g1_ray.engines.make import ENGINES, OWN, SHARED, EngineKind, make_engine, options_read  # noqa: E402
-from g1_ray.evaluation.players import parse_player  # noqa: E402
+from g1_ray.evaluation.named import parse_player  # noqa: E402
 from g1_ray.models.chat import Chat  # noqa: E402
 from g1_ray.models.find import MODELS  # noqa: E402
 from g1_ray.types import Request, Sampling  # noqa: E402

@@ -28,7 +28,7 @@ from g1_ray.evaluation.endpoint import Endpoint, EndpointConfig, EndpointError  
 from g1_ray.evaluation.evaluation import Evaluation  # noqa: E402
 from g1_ray.evaluation.folder import Protocol  # noqa: E402
 from g1_ray.evaluation.job import Answered, Entry, Failed, Job, work  # noqa: E402
-from g1_ray.evaluation.players import parse_game, parse_player  # noqa: E402
+from g1_ray.evaluation.named import parse_game, parse_player  # noqa: E402
 from g1_ray.evaluation.results import as_json, results_table  # noqa: E402
 from g1_ray.logs import start_logging  # noqa: E402
 from g1_ray.models.find import MODELS  # noqa: E402

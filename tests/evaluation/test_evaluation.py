@@ -22,7 +22,7 @@ from g1_ray.evaluation.folder import Protocol  # noqa: E402
 from g1_ray.evaluation.grid import variants  # noqa: E402
 from g1_ray.evaluation.job import Entry, Job, RunOver, work  # noqa: E402
 from g1_ray.evaluation.moves import read_runs  # noqa: E402
-from g1_ray.evaluation.players import parse_game, parse_player  # noqa: E402
+from g1_ray.evaluation.named import parse_game, parse_player  # noqa: E402
 from g1_ray.models.find import MODELS  # noqa: E402
 from jobs.__main__ import main  # noqa: E402
 

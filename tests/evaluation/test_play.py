@@ -8,8 +8,8 @@ import pytest
 
 from envs import PLAYERS, Codec, Task, game_names, reward_table
 from g1_ray.evaluation.moves import SCHEMA, file_name, move_rows, read_runs, write_moves
+from g1_ray.evaluation.named import parse_game
 from g1_ray.evaluation.play import CUT_OFF, Move, Question, Reply, Run, Stopped, play, play_asked
-from g1_ray.evaluation.players import parse_game
 from g1_ray.evaluation.results import PAPER_SCORES, result_of, results_table
 from jobs.evaluate import is_the_papers
 

@@ -12,8 +12,8 @@ from endpoints import Parts, events, reply, serving  # noqa: E402
 
 from envs import State, Task  # noqa: E402
 from g1_ray.evaluation.endpoint import Endpoint, EndpointConfig, EndpointError  # noqa: E402
+from g1_ray.evaluation.named import parse_player  # noqa: E402
 from g1_ray.evaluation.play import CUT, Question, Reply  # noqa: E402
-from g1_ray.evaluation.players import parse_player  # noqa: E402
 from g1_ray.evaluation.replies import Trouble, read_reply  # noqa: E402
 from jobs.__main__ import main  # noqa: E402
 

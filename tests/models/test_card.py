@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from envs import Task
-from g1_ray.evaluation.players import parse_game
+from g1_ray.evaluation.named import parse_game
 from g1_ray.models.card import CARD, Card
 from g1_ray.models.find import MODELS, SHIPPED
 from jobs.options import add_task_options, task_of

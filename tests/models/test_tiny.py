@@ -17,7 +17,7 @@ from envs.teacher import Novice, Oracle  # noqa: E402
 from g1_ray.config import EngineConfig  # noqa: E402
 from g1_ray.engines.make import make_engine  # noqa: E402
 from g1_ray.evaluation.lab import AS_IS, Finding, experiment, lab_states  # noqa: E402
-from g1_ray.evaluation.players import parse_game, parse_player  # noqa: E402
+from g1_ray.evaluation.named import parse_game, parse_player  # noqa: E402
 from g1_ray.models.chat import Chat  # noqa: E402
 from g1_ray.models.find import MODELS, SHIPPED  # noqa: E402
 from g1_ray.models.pixels import PixelValues  # noqa: E402

@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("pydantic")
 pytest.importorskip("pyarrow")
 
+from g1_ray.evaluation.named import parse_player  # noqa: E402
 from g1_ray.evaluation.play import Question, play  # noqa: E402
-from g1_ray.evaluation.players import parse_player  # noqa: E402
 from g1_ray.serve.arena import Arena, task_of  # noqa: E402
 from g1_ray.serve.links import read_link, write_link  # noqa: E402
 from g1_ray.serve.session import Refused  # noqa: E402
