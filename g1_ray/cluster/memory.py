@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from g1_ray.config import ModelConfig, RunConfig
-from g1_ray.engines.make import ENGINES, GB
+from g1_ray.engines.make import ENGINES, GB, published_adapter
 from g1_ray.models.find import is_cached, model_path
 from g1_ray.models.weights import skeleton, vision_tower
 
@@ -201,7 +201,8 @@ def engine_need(config: RunConfig, shape: ModelShape | None) -> Need:
 def _engine_parts(config: RunConfig, shape: ModelShape, has_budget: bool) -> dict[str, float]:
     engine, dtype = config.engine, config.model.dtype
     gpus = max(engine.gpus, 1)
-    weights = BYTES[dtype] * shape.params / gpus
+    adapter = shape.lora_params(config.model) if published_adapter(config) else 0
+    weights = BYTES[dtype] * (shape.params + adapter) / gpus
     if engine.gpus:
         longest = shape.kv_bytes(dtype) * engine.max_model_len / gpus
         return {"weights": weights, "workspace": ENGINE_WORKSPACE, "KV cache, at least": longest}

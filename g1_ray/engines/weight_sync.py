@@ -3,7 +3,7 @@
     learner: named parameters -> pack_weights -> an array of bytes -> engine: load_policy(bytes, version) -> its version
 
 The bytes are a safetensors file, so they travel as one Ray object and are mapped from a file without a copy. Where LoRA
-is trained and the kind of engine takes adapters, they are the adapter, in peft's format: thousands of times fewer, and
+is trained and the kind of engine takes adapters, they are the adapter, in peft's format: a few hundredths of that, and
 nothing of it is rounded away, as a small change is when it is merged into bfloat16. An engine refuses a version that is
 not newer than its own, and weights that are not exactly its model's, or its adapter's.
 """

@@ -18,14 +18,16 @@ from jobs.train import train
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(600)]
 
 
-def config(out: Path, name: str, steps: int, kind: str, staleness: int, temperature: float = 1.0, **more) -> RunConfig:
+def config(
+    out: Path, name: str, steps: int, kind: str, staleness: int, lora: int, temperature: float = 1.0, **more
+) -> RunConfig:
     return RunConfig(
         name=name,
         out=str(out),
         steps=steps,
         checkpoint_every=2,
         canary_every=1,
-        model={"path": "tiny-coldstart", "dtype": "float32", "gradient_checkpointing": False},
+        model={"path": "tiny-coldstart", "dtype": "float32", "gradient_checkpointing": False, "lora": {"rank": lora}},
         games=[
             {
                 "game": "2048",
@@ -61,7 +63,7 @@ def check_books(folder: Path) -> dict:
 
 def test_an_asynchronous_run_with_vllm_adds_up_overlaps_and_resumes(ray_cluster, tmp_path):
     pytest.importorskip("vllm")
-    first = config(tmp_path, "run", 4, "vllm", staleness=1, temperature=0.9)
+    first = config(tmp_path, "run", 4, "vllm", staleness=1, lora=4, temperature=0.9)
     assert train(first) == 0
     folder = first.folder
     report = check_books(folder)
@@ -77,7 +79,7 @@ def test_an_asynchronous_run_with_vllm_adds_up_overlaps_and_resumes(ray_cluster,
     check_results(folder, report)
     check_checkpoint(folder / "checkpoints" / "step-4")
 
-    again = config(tmp_path, "run", 6, "vllm", staleness=1, temperature=0.9)
+    again = config(tmp_path, "run", 6, "vllm", staleness=1, lora=4, temperature=0.9)
     assert train(again, resume=True) == 0
     report = check_books(folder)
     assert report["groups"]["trained"] == 6 * 6 and report["steps"] == 6
@@ -118,13 +120,14 @@ def check_checkpoint(path: Path) -> None:
         float((a - b).detach().abs().max())
         for a, b in zip(trained.parameters(), start.float().parameters(), strict=True)
     ]
-    assert max(moved) > 1e-5  # four steps of 1e-4
+    assert max(moved) > 1e-5  # four steps of 1e-4, the adapter merged
+    assert (path / "adapter" / "adapter_model.safetensors").exists()
 
 
 def test_without_staleness_the_same_config_gives_the_same_curve(ray_cluster, tmp_path):
     curves = []
     for name in ("one", "two"):
-        run = config(tmp_path, name, 2, "transformers", staleness=0)
+        run = config(tmp_path, name, 2, "transformers", staleness=0, lora=4)
         run = run.model_copy(update={"eval": run.eval.model_copy(update={"runs": 0, "every": 0})})
         assert train(run) == 0
         check_books(run.folder)
@@ -140,7 +143,7 @@ def test_without_staleness_the_same_config_gives_the_same_curve(ray_cluster, tmp
 def test_a_run_of_flat_groups_ends_in_time_and_by_a_signal_and_goes_on(ray_cluster, tmp_path, capsys):
     """Where no answer earns anything no step is ever made."""
     flat = {"reward": RewardConfig(game=0.0)}
-    base = config(tmp_path, "flat", 1, "transformers", staleness=0)
+    base = config(tmp_path, "flat", 1, "transformers", staleness=0, lora=0)
     base = base.model_copy(update={"eval": EvalConfig(runs=2, moves=3, label="G1")})
     assert train(base.model_copy(update=flat | {"minutes": 0.05, "eval": EvalConfig(runs=0)})) == 0
     report = check_books(base.folder)
