@@ -39,12 +39,10 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE)
-        print("\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items()))
-        return 0
+        commands = (f"  {name:10} {text}" for name, text in COMMANDS.items())
+        return run("--help", lambda _: print("\n".join([USAGE, *commands])))
     if argv[0] == "--version":
-        print(version())
-        return 0
+        return run("--version", lambda _: print(version()))
     if argv[0] not in COMMANDS:
         from envs.options import nearest
 
@@ -65,7 +63,7 @@ def version() -> str:
     return f"g1-ray {of}, Python {sys.version.split()[0]}"
 
 
-def run(name: str, main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
+def run(name: str, main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> int:
     """Runs a command's main, with the current folder on Python's path, for games and parts given as module:name.
 
     What the user gave wrong is told in a few lines; all else keeps its traceback.
@@ -73,11 +71,13 @@ def run(name: str, main: Callable[[list[str] | None], int], argv: list[str] | No
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
     try:
-        return main(argv) or 0
+        try:
+            return main(argv) or 0
+        finally:
+            _flush()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
         if os.environ.get(VARIABLE) not in (None, "", "0") or not (text := told(error)):
@@ -85,6 +85,15 @@ def run(name: str, main: Callable[[list[str] | None], int], argv: list[str] | No
         log.info("%s", "".join(traceback.format_exception(error)))
         print(f"g1-ray {name}: {text}", file=sys.stderr)
         return 2
+
+
+def _flush() -> None:
+    """Writes out what was printed, while an error of it can still be told; what can't be written is let go."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """User mistakes, seeded: each answered at once, in at most three lines that have the value and what helps."""
 
+import os
 import subprocess
 import sys
 import time
@@ -188,3 +189,23 @@ def test_every_package_of_an_extra_has_its_modules():
     for extra, modules in EXTRAS.items():
         packages = [text.split("[")[0].split("=")[0].split(">")[0].strip() for text in extras[extra]]
         assert {named.get(package, package) for package in packages} <= set(modules)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # a broken pipe is noticed at the print, or at the end
+@pytest.mark.parametrize("line", ["games", "--help", "games --help", f"train {Q} --dry-run", "runs {tmp}"])
+def test_whoever_reads_may_have_seen_enough(line, unbuffered, tmp_path):
+    RunFolder.open(load_config(Q, [f"out={tmp_path}", "name=made", "trackers=[]"])).close()
+    read, write = os.pipe()
+    os.close(read)
+    env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with open(write, "wb") as nobody:
+        ended = subprocess.run(
+            [sys.executable, "-m", "jobs", *words(line, tmp_path)], stdout=nobody, stderr=subprocess.PIPE, env=env
+        )
+    assert ended.returncode in (0, 141) and not ended.stderr
+
+
+def test_a_full_disk_behind_stdout_is_told():
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run([sys.executable, "-m", "jobs", "games"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 2 and "make room" in ended.stderr and len(ended.stderr.splitlines()) <= 3
