@@ -34,19 +34,21 @@ class Turnstile:
     """Answers go through together, a load goes through alone: what comes after it waits for it."""
 
     def __init__(self) -> None:
-        self._inside, self._changed, self._loading = 0, asyncio.Condition(), False
+        self.inside = 0
+        """Answers under way."""
+        self._changed, self._loading = asyncio.Condition(), False
 
     @contextlib.asynccontextmanager
     async def answering(self) -> AsyncIterator[None]:
         """An answer."""
         async with self._changed:
             await self._changed.wait_for(lambda: not self._loading)
-            self._inside += 1
+            self.inside += 1
         try:
             yield
         finally:
             async with self._changed:
-                self._inside -= 1
+                self.inside -= 1
                 self._changed.notify_all()
 
     @contextlib.asynccontextmanager
@@ -58,7 +60,7 @@ class Turnstile:
         try:
             async with asyncio.timeout(timeout_s):
                 async with self._changed:
-                    await self._changed.wait_for(lambda: not self._inside)
+                    await self._changed.wait_for(lambda: not self.inside)
             yield
         finally:
             async with self._changed:
@@ -105,6 +107,7 @@ class Model:
             "name": self.player.name,
             "version": self.version,
             "follows": bool(self.run),
+            "answering": self._turnstile.inside,
             "chats": self.opened.engine is not None,
             "games": [{"label": name, "game": task.name, **_axes(task)} for name, task in self.tasks],
         }
