@@ -8,7 +8,7 @@ QUICK = tests/rollout tests/runs $(patsubst %,tests/%.py,$(addprefix envs/test_,
 # A run starts half a dozen processes: each would compile PyTorch, transformers and vLLM again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: test quick install lint newest fuzz slow bench demo clean
+.PHONY: test quick install lint newest fuzz slow soak bench demo serve clean
 
 test: lint
 	$(RUN) pytest -n 2 --dist loadgroup --durations=10
@@ -44,6 +44,13 @@ fuzz: install
 
 slow: install
 	$(RUN) pytest -m slow
+
+# The arena for a quarter of an hour: 24 games at once, parts killed, times beside a bare Serve, requests nobody should send.
+soak: install
+	$(RUN) pytest -m 'slow or fuzz' -s tests/serve
+
+serve: install
+	$(RUN) jobs serve
 
 bench: install
 	$(RUN) jobs.bench envs

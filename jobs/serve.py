@@ -33,6 +33,8 @@ def options() -> Parser:
     parser.add_argument(
         "--replicas", type=int, default=1, metavar="N", help="engines of each model, at most (default 1)"
     )
+    parser.add_argument("--rate", type=float, default=100.0, metavar="N",
+                        help="requests a second of one client (default 100); behind a proxy all are one")  # fmt: skip
     parser.add_argument("--address", default="", help="Ray cluster to join (default: RAY_ADDRESS, else a local one)")
     return parser
 
@@ -71,7 +73,7 @@ def config_in(args: argparse.Namespace) -> "ServeConfig":
     from g1_ray.serve.config import config_of
 
     given = {"models": args.models or ["tiny-coldstart"], "follow": args.follow, "folder": args.folder}
-    return config_of({**given, "hosts": args.hosts, "max_replicas": args.replicas})
+    return config_of({**given, "hosts": args.hosts, "max_replicas": args.replicas, "rate": args.rate})
 
 
 def check_place(args: argparse.Namespace) -> None:
