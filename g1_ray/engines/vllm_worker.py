@@ -98,4 +98,6 @@ PunicaWrapperCPU._apply_shrink = _to_rank
 PunicaWrapperCPU._apply_expand = _from_rank
 # It names, at every sync, the layers that own no weights.
 logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
+# It names the layers of the vision tower that are called as targets are; they are to have no adapter.
+logging.getLogger("vllm.lora.model_manager").setLevel(logging.ERROR)
 WeightTransferEngineFactory.register_engine("file", FileWeightTransferEngine)
