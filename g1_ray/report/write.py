@@ -1,6 +1,6 @@
 """A page that shows a folder: a training run's or an evaluation's. One HTML file that needs nothing but a browser.
 
-What it holds is data in JSON; g1_ray/page/ has the template, the style and the scripts that show it. All of it is
+What it holds is data in JSON; page/ has the template, the style and the scripts that show it. All of it is
 found in the folder: what is not there is left out.
 """
 
@@ -28,7 +28,8 @@ from g1_ray.rollout.judge import share
 from g1_ray.runs.reading import games_of
 
 PAGE = Path(__file__).parent / "page"
-SCRIPTS = ("base.js", "charts.js", "tables.js", "clips.js", "boards.js", "viewer.js", "list.js")
+STYLES = ("base.css", "report.css")
+SCRIPTS = ("dom.js", "base.js", "charts.js", "tables.js", "clips.js", "tiles.js", "boards.js", "viewer.js", "list.js")
 ROLLOUTS = 10_000
 """Rollouts on a page, where nothing else is said."""
 
@@ -155,8 +156,8 @@ def render(
     """The page, with its data, pictures, rollouts and clips in it."""
     parts = {
         "title": html.escape(f"{data['name']}: {data['kind'].lower()}"),
-        "style": (PAGE / "report.css").read_text(encoding="utf-8"),
-        "script": "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS),
+        "style": _joined(STYLES),
+        "script": _joined(SCRIPTS),
         # A "<" of the data could end the script that it stands in.
         "data": json.dumps(_finite(data), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
         "sheets": _scripts("sheet", sheets),
@@ -165,6 +166,10 @@ def render(
     }
     template = (PAGE / "report.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+
+
+def _joined(names: Iterable[str]) -> str:
+    return "\n".join((PAGE / name).read_text(encoding="utf-8") for name in names)
 
 
 def _scripts(name: str, texts: Iterable[str]) -> str:

@@ -41,12 +41,6 @@ function sheetOf(number) {
   return sheets[number];
 }
 
-function drawTile(context, sheet, task, tile, x, y, size) {
-  const [column, row] = [tile % task.columns, Math.floor(tile / task.columns)];
-  context.imageSmoothingEnabled = false;
-  context.drawImage(sheet, column * task.px, row * task.px, task.px, task.px, x, y, size, size);
-}
-
 // The picture as the model saw it, pixel by pixel.
 function drawSeen(canvas, sheet, { task, tiles, shift }) {
   [canvas.width, canvas.height] = task.size;
@@ -60,7 +54,6 @@ function drawSeen(canvas, sheet, { task, tiles, shift }) {
 }
 
 const kindAt = ({ task, tiles }, row, column) => task.kinds[tiles[row * task.cols + column]];
-const kindOf = (task, word) => task.names.findIndex((name) => name.toLowerCase() === word);
 const toldBoard = (turn) => (turn.exact ? trueWords(turn.state) : turn.told ?? []);
 
 function trueWords(state) {
@@ -87,48 +80,7 @@ function shapeProblems(turn) {
   return told.flatMap((line, i) => line.length === cols ? [] : [`Row ${i}: cells described: ${line.length}; columns of the board: ${cols}.`]);
 }
 
-// The board as it was described: the tile of a kind that is known, else the word; what is wrong has a frame and a cross.
 function drawTold(canvas, sheet, turn) {
   const { task } = turn.state;
-  const told = toldBoard(turn);
-  const cell = task.px * Math.max(1, Math.round(480 / (task.px * Math.max(task.rows, task.cols))));
-  canvas.width = cell * Math.max(1, ...told.map((line) => line.length));
-  canvas.height = cell * Math.max(1, told.length);
-  const context = canvas.getContext("2d");
-  told.forEach((line, row) => line.forEach((word, column) => {
-    const tile = task.kinds.indexOf(kindOf(task, word.toLowerCase()));
-    if (tile >= 0) drawTile(context, sheet, task, tile, column * cell, row * cell, cell);
-    else drawWord(context, word, column * cell, row * cell, cell);
-  }));
-  wrongCells(turn).forEach(({ row, column }) => drawCross(context, column * cell, row * cell, cell));
-}
-
-function drawWord(context, word, x, y, cell) {
-  context.fillStyle = "#f4f1ea";
-  context.fillRect(x + 1, y + 1, cell - 2, cell - 2);
-  context.fillStyle = "#1c1b19";
-  context.textAlign = "center";
-  context.textBaseline = "middle";
-  context.font = `${Math.round(cell / 5)}px system-ui, sans-serif`;
-  context.fillText(word || "nothing", x + cell / 2, y + cell / 2, cell * 0.9);
-}
-
-function drawCross(context, x, y, cell) {
-  const size = cell / 4;
-  const frame = [["#ffffff", cell / 14], ["#c0143c", cell / 24]];
-  for (const [color, width] of frame) {
-    context.strokeStyle = color;
-    context.lineWidth = width;
-    context.strokeRect(x + cell / 24, y + cell / 24, cell - cell / 12, cell - cell / 12);
-  }
-  context.fillStyle = "#c0143c";
-  context.fillRect(x + cell - size, y, size, size);
-  context.strokeStyle = "#ffffff";
-  context.lineWidth = cell / 30;
-  context.beginPath();
-  context.moveTo(x + cell - 0.75 * size, y + 0.25 * size);
-  context.lineTo(x + cell - 0.25 * size, y + 0.75 * size);
-  context.moveTo(x + cell - 0.25 * size, y + 0.25 * size);
-  context.lineTo(x + cell - 0.75 * size, y + 0.75 * size);
-  context.stroke();
+  drawDescription(canvas, sheet, task, toldBoard(turn), wrongCells(turn).map(({ row, column }) => [row, column]));
 }
