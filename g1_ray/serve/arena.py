@@ -29,7 +29,7 @@ from g1_ray.seeds import seed_of
 from g1_ray.serve.links import read_link, write_link
 from g1_ray.serve.scores import Scores, score_of
 from g1_ray.serve.session import MAX_MOVES, PERSON, Event, Lane, Refused, Session, action_of
-from g1_ray.serve.views import lane_view, move_view, options_view, replay_view, session_view, task_view
+from g1_ray.serve.views import lane_view, move_view, options_view, replay_view, seen_view, session_view, task_view
 
 LOADED = 256
 """Sessions in memory."""
@@ -193,7 +193,7 @@ class Arena:
             move, event = its.table.moves[number], its.played[number]
             game = move.state.game()
             shown = move_view(move, event, number, reward_table(game))
-            return {**shown, "board": game.perception().tolist()}
+            return {**shown, **seen_view(session.task, game)}
 
     # Replays, scores, records
 

@@ -252,7 +252,8 @@ async def _sse(events: AsyncGenerator[dict[str, Any], None]) -> AsyncIterator[st
             async for event in events:
                 yield f"data: {json.dumps(event, separators=(',', ':'))}\n\n"
         except Refused as refused:
-            yield f"data: {json.dumps({'type': 'error', **error_of(refused)['error']})}\n\n"
+            last = {**error_of(refused)["error"], "type": "error", "status": refused.status}
+            yield f"data: {json.dumps(last)}\n\n"
 
 
 def error_of(refused: Refused) -> dict[str, Any]:

@@ -86,11 +86,19 @@ def lane_view(session: Session, number: int, models: Sequence[str], last: int | 
     }
 
 
-def board_view(task: Task, game: Game) -> dict[str, Any]:
-    """A board: its kinds, its picture as a model is shown it, the legal moves."""
+def seen_view(task: Task, game: Game) -> dict[str, Any]:
+    """What there is to see of a board. `shift`: rows and columns of pixels before it in the picture."""
     return {
         "board": game.perception().tolist(),
         "picture": png(task.draw(game)),
+        "shift": list(task.renderer.shift(game.looks)),
+    }
+
+
+def board_view(task: Task, game: Game) -> dict[str, Any]:
+    """A board: its kinds, its picture as a model is shown it, the legal moves."""
+    return {
+        **seen_view(task, game),
         "legal": [
             {"action": action, "text": game.actions.write(action), "cells": cells_of(task, action)}
             for action in game.legal_actions()
