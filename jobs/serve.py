@@ -1,6 +1,7 @@
 """Serve models, for people to play with and for OpenAI's clients: a page, a game API, /v1/chat/completions."""
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -123,6 +124,7 @@ def bring_up(config: "ServeConfig", args: argparse.Namespace) -> None:
 
     from g1_ray.serve.app import app
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     serve.start(
         proxy_location=ProxyLocation.HeadOnly, http_options={"host": args.host, "port": args.port}, logging_config=quiet

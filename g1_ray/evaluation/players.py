@@ -101,6 +101,8 @@ class Opened(NamedTuple):
     """How it answers, where nothing else is said."""
     room: int = 0
     """Tokens of a prompt and its answer together, at most."""
+    dtype: str = ""
+    """Of the engine's weights."""
 
 
 class Asked(Player):
@@ -256,6 +258,7 @@ class Model(Asked):
                     chat=chat,
                     sampling=player.sampling,
                     room=config.max_model_len,
+                    dtype=dtype,
                 )
             finally:
                 await engine.stop()

@@ -11,8 +11,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from envs import Task, game_names
-from g1_ray.engines.base import Engine
 from g1_ray.engines.weight_sync import pack_weights
 from g1_ray.evaluation.named import parse_player
 from g1_ray.evaluation.play import Question, Reply
@@ -92,8 +94,8 @@ class Model:
             type(self.player).opened([self.player], tasks, gpus)
         )
         if self.run:
-            assert self.opened.engine is not None
-            self._follower = asyncio.create_task(self._go_on(Path(self.run), self.opened.engine))
+            await self._look()  # by which the engine learns of which step the weights are that it has
+            self._follower = asyncio.create_task(self._follow())
 
     async def close(self) -> None:
         """Ends its engine."""
@@ -136,39 +138,43 @@ class Model:
                 async for piece in pieces:
                     yield piece
 
-    async def _go_on(self, run: Path, engine: Engine) -> None:
-        """Takes up every newer checkpoint of a run."""
-        done = _step(Path(str(getattr(self.player, "_path", ""))))
-        self.version = done
+    async def _follow(self) -> None:
+        """Takes up every newer checkpoint of the run."""
         while True:
-            newest = checkpoints(run / "checkpoints")[-1:]
-            if newest and _step(newest[0]) > done:
-                with contextlib.suppress(FileNotFoundError):  # it was pruned as it was read
-                    if not await asyncio.to_thread(fault_of, newest[0]):
-                        done = await self._take_up(newest[0], engine)
             await asyncio.sleep(POLL_S)
+            await self._look()
 
-    async def _take_up(self, checkpoint: Path, engine: Engine) -> int:
-        step = _step(checkpoint)
-        weights = await asyncio.to_thread(_packed, checkpoint, engine)
+    async def _look(self) -> None:
+        """Takes up the newest checkpoint, where it is newer."""
+        newest = checkpoints(Path(self.run) / "checkpoints")[-1:]
+        if not newest or _step(newest[0]) <= self.version:
+            return
+        with contextlib.suppress(FileNotFoundError):  # it was pruned as it was read
+            if not await asyncio.to_thread(fault_of, newest[0]):
+                await self._take_up(newest[0])
+
+    async def _take_up(self, checkpoint: Path) -> None:
+        engine, step = self.opened.engine, _step(checkpoint)
+        assert engine is not None
+        weights = await asyncio.to_thread(_packed, checkpoint, self.opened.dtype)
         async with self._turnstile.loading(DRAIN_S):
             await engine.load_policy(weights, step)
             self.version = step
         log.info("%s: answers from step %d on", self.player.name, step)
-        return step
 
 
 def _axes(task: Task) -> dict[str, dict[str, Any]]:
     return {"reasoning": task.reasoning.as_dict(), "perception": task.perception.as_dict()}
 
 
-def _packed(checkpoint: Path, engine: Engine) -> Any:
+def _packed(checkpoint: Path, dtype: str) -> NDArray[np.uint8]:
+    """The weights of a checkpoint, as engines take them."""
     import torch
 
     from g1_ray.models.weights import load_model
 
-    dtype = getattr(torch, getattr(engine, "_dtype", "float32"))
-    return pack_weights(load_model(str(checkpoint), dtype=dtype).named_parameters(), dtype)
+    its = getattr(torch, dtype)
+    return pack_weights(load_model(str(checkpoint), dtype=its).named_parameters(), its)
 
 
 def _step(checkpoint: Path) -> int:
