@@ -1,9 +1,11 @@
 """Serve models, for people to play with and for OpenAI's clients: a page, a game API, /v1/chat/completions."""
 
 import argparse
+import ipaddress
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -15,6 +17,8 @@ from jobs.options import Parser
 if TYPE_CHECKING:
     from g1_ray.serve.config import ServeConfig
 
+NAME = "g1_ray"
+"""Of the application."""
 EPILOG = """models: as g1-ray evaluate takes them; without any: the tiny model that ships, cold-started
   g1-ray serve                                           # a laptop, no network
   g1-ray serve runs/demo --follow                        # a run that trains: watch it get better
@@ -60,12 +64,12 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(number, lambda *_: ended.set())
     begun = time.monotonic()
     print(f"starting {', '.join(model.name for model in models)} ...", flush=True)
-    bring_up(config, args)
+    ours = bring_up(config, args)
     name = "127.0.0.1" if args.host in ("0.0.0.0", "::") else args.host
     print(f"http://{name}:{args.port}  up after {time.monotonic() - begun:.0f} s; Ctrl-C ends it", flush=True)
     ended.wait()
     print("ending ...", flush=True)
-    take_down()
+    take_down(ours)
     return 0
 
 
@@ -79,9 +83,6 @@ def config_in(args: argparse.Namespace) -> "ServeConfig":
 
 def check_place(args: argparse.Namespace) -> None:
     """Raises `ValueError` where nobody can listen, or anybody could ask."""
-    import ipaddress
-    import socket
-
     from g1_ray.files import check_writable
     from g1_ray.serve.guard import TOKEN, Rules
 
@@ -110,14 +111,18 @@ def check_place(args: argparse.Namespace) -> None:
             ) from None
 
 
-def bring_up(config: "ServeConfig", args: argparse.Namespace) -> None:
-    """Starts or joins Ray and runs the application, until it is healthy. Raises `ValueError` where it is not."""
+def bring_up(config: "ServeConfig", args: argparse.Namespace) -> bool:
+    """Starts or joins Ray and runs the application, until it is healthy; whether Ray is our own.
+
+    Raises `ValueError` where it does not come up.
+    """
     os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "g1_ray.serve.guard:proxy_layers"
-    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
 
-    from g1_ray.cluster.join import join
+    from g1_ray.cluster.join import LOCAL, find_cluster, join
 
-    join(args.address, outlive_signals=True)
+    cluster = find_cluster(args.address)
+    ours = cluster.address == LOCAL
+    join(cluster, outlive_signals=True)
     from ray import serve
     from ray.serve.config import ProxyLocation
     from ray.serve.schema import LoggingConfig
@@ -126,22 +131,37 @@ def bring_up(config: "ServeConfig", args: argparse.Namespace) -> None:
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-    serve.start(
-        proxy_location=ProxyLocation.HeadOnly, http_options={"host": args.host, "port": args.port}, logging_config=quiet
-    )
+    listening = {"host": args.host, "port": args.port}
     try:
-        serve.run(app(config), name="g1_ray", route_prefix="/", logging_config=quiet)
+        serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=listening, logging_config=quiet)
+        serve.run(app(config), name=NAME, route_prefix="/", logging_config=quiet)
     except RuntimeError as error:
-        take_down()
+        take_down(ours)
         raise ValueError(f"the application does not come up: {str(error).strip().splitlines()[-1]}") from error
+    if ours or listens(args.host, args.port):
+        return ours
+    take_down(ours)
+    raise ValueError(
+        f"--port {args.port}: Serve runs on that cluster already, and listens elsewhere; give its port.\n"
+        "Where its head is another machine: serve deploy jobs/serve.yaml (docs/serving.md)."
+    )
 
 
-def take_down() -> None:
-    """Ends the application, and Ray where it was started here."""
+def listens(host: str, port: int) -> bool:
+    """Whether anybody does."""
+    try:
+        socket.create_connection((host, port), 5).close()
+    except OSError:
+        return False
+    return True
+
+
+def take_down(ours: bool) -> None:
+    """Ends the application, and all of Serve and Ray where Ray is our own."""
     import ray
     from ray import serve
 
-    serve.shutdown()
+    serve.shutdown() if ours else serve.delete(NAME)
     ray.shutdown()
 
 

@@ -242,7 +242,8 @@ class Model(Asked):
             most = AutoConfig.from_pretrained(path).get_text_config().max_position_embeddings
             room = min(most, longest + max(player.max_tokens for player in players))
             config = player.resolved_engine(gpus, room)
-            engine = make_engine(path, config, player.dtype or ("bfloat16" if config.gpus else "float32"), Sampling())
+            dtype = player.dtype or ("bfloat16" if config.gpus else "float32")
+            engine = make_engine(path, config, dtype, Sampling())
             await engine.start()
             asks = {player.name: ask_model(chat, engine.generate, player.sampling) for player in players}
 
