@@ -231,10 +231,10 @@ def _stderr_kept() -> Iterator[Callable[[], str]]:
 
 
 def _start(outlive_signals: bool) -> None:
-    """Starts a cluster on this machine; once more where the first try takes too long."""
+    """Starts a cluster on this machine; again where a try takes too long."""
     import ray
 
-    for last in (False, True):
+    for last in (False, False, True):  # Ray gives a start 30 s, which a machine that is very busy exceeds
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM} if outlive_signals else ())
         try:
             # What the libraries of a local run chatter about stays in Ray's log files; errors come as exceptions.
@@ -247,7 +247,7 @@ def _start(outlive_signals: bool) -> None:
                     f"Ray does not start on this machine: {(str(error).strip() or repr(error)).splitlines()[0]}\n"
                     "If it is busy, try again later; what Ray says is in /tmp/ray/session_latest/logs (or RAY_TMPDIR)."
                 ) from error
-            log.warning("Ray did not start (%s); once more", error)
+            log.warning("Ray did not start (%s); again", error)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
