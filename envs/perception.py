@@ -15,13 +15,15 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
 from envs.options import Options, option
 from envs.tiles import Cifar10, Colors, Folder, Glyphs, Numbers, Shapes, Textures, TileSet
+from envs.tiles.base import ROOMY
 from envs.tiles.drawn import PALETTE, SHAPE_NAMES
 
 TILE_SETS = ("colors", "shapes", "numbers", "glyphs", "photos", "cifar10", "folder")
 FRAME = 672  # pixels a side that a frame is made for when no tile size is given
 VARIATIONS = 16  # differently perturbed copies of one picture
-FRAMED = 56  # pixels from which photos have a frame, so that equal neighbours don't run together
 _SLATE = (58, 64, 76)
+_LIFT = 20  # brightness that patterns add to slate: darker than slate, black would vanish on it, and brighter, gray
+_LUMA = (0.299, 0.587, 0.114)  # what red, green and blue add to brightness
 _FRAME = (40, 44, 53)
 
 
@@ -40,7 +42,9 @@ class Perception(Options):
     tile_px: int = option(
         0, f"pixels of a tile; 0: whole patches, for a frame of about {FRAME} pixels", low=0, high=512
     )
-    rotation: float = option(0.0, "largest angle by which tiles are turned, in degrees", low=0.0, high=45.0)
+    rotation: float = option(
+        0.0, "largest angle by which tiles are turned, in degrees; 'shapes' stop at 22", low=0.0, high=45.0
+    )
     jitter: float = option(0.0, "change of colour, brightness and contrast, 1: by up to a half", low=0.0, high=1.0)
     blur: float = option(0.0, "radius of the blur, 1: a tenth of a tile", low=0.0, high=1.0)
     resolution: float = option(1.0, "share of the tile's pixels a side that are kept", low=0.05, high=1.0)
@@ -119,12 +123,11 @@ class Look:
         angle, *shift = rng.uniform(-1, 1, 4)
         tile = _background(options.background, px, rng)
         if kind:
-            picture = self.tiles.draw(kind, look % self.tiles.num_pictures(kind), px)
-            if options.rotation:
-                picture = picture.rotate(angle * options.rotation, Image.Resampling.BICUBIC)
+            picture = self._turned(kind, look % self.tiles.num_pictures(kind), angle)
             tile.paste(picture, mask=picture)
-            if self.tiles.photos and px >= FRAMED:
-                edge = px // FRAMED
+            # A frame, so that equal neighbours don't run together.
+            if self.tiles.photos and px >= ROOMY:
+                edge = px // ROOMY
                 ImageDraw.Draw(tile).rectangle((0, 0, px - 1, px - 1), outline=_FRAME, width=edge)
         if options.jitter:
             enhancers = (ImageEnhance.Color, ImageEnhance.Brightness, ImageEnhance.Contrast)
@@ -141,6 +144,15 @@ class Look:
             pixels = np.clip(noisy, 0, 255).astype(np.uint8)
         return pixels
 
+    def _turned(self, kind: int, picture: int, angle: float) -> Image.Image:
+        """A picture of a kind [px, px] RGBA, turned by that share, -1..1, of the largest angle."""
+        largest = min(self.perception.rotation, self.tiles.max_turn)
+        if not largest:
+            return self.tiles.draw(kind, picture, self.px)
+        fine = 1 if self.px >= ROOMY else 2  # turned pixel by pixel, a small tile would lose its thin strokes
+        drawn = self.tiles.draw(kind, picture, fine * self.px)
+        return drawn.rotate(angle * largest, Image.Resampling.BICUBIC).reduce(fine)
+
 
 def _background(name: str, px: int, rng: np.random.Generator) -> Image.Image:
     """An opaque cell [px, px] RGB, a little darker at its edges so that cells can be told apart."""
@@ -148,10 +160,12 @@ def _background(name: str, px: int, rng: np.random.Generator) -> Image.Image:
     pixels[...] = _SLATE
     if name == "stripes":
         y, x = np.mgrid[0:px, 0:px] / px
-        pixels += 20 * np.sign(np.sin(math.tau * (rng.integers(2, 5) * x + rng.integers(-3, 4) * y)))[..., None]
+        waves = np.sin(math.tau * (rng.integers(2, 5) * x + rng.integers(-3, 4) * y))
+        pixels += _LIFT * (waves > 0)[..., None]
     elif name == "marble":
         veins = Image.fromarray(rng.random((6, 6)).astype(np.float32)).resize((px, px), Image.Resampling.BICUBIC)
-        pixels += 90 * (np.asarray(veins)[..., None] - 0.5) * rng.uniform(0.4, 1.6, 3)
+        tint = rng.uniform(0.2, 1.8, 3)
+        pixels += _LIFT * np.asarray(veins).clip(0, 1)[..., None] * tint / (tint @ _LUMA)
     edge = max(1, px // 56)
     pixels[:edge] *= 0.7
     pixels[-edge:] *= 0.7

@@ -6,6 +6,8 @@ from PIL import Image
 
 EMPTY = "-"
 """What an empty cell is called."""
+ROOMY = 56
+"""Pixels from which a tile has room for details; smaller ones keep the pixels that shipped models have seen."""
 
 
 class TileSet(ABC):
@@ -16,6 +18,9 @@ class TileSet(ABC):
 
     photos: bool = False
     """Whether the pictures of a kind are different photos of it, so that equal kinds don't look equal."""
+
+    max_turn: float = 45.0
+    """The largest angle, in degrees, by which pictures can be turned and none is taken for one of another name."""
 
     @property
     def num_kinds(self) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from PIL import Image, ImageDraw, ImageFont
 
-from envs.tiles.base import EMPTY, TileSet
+from envs.tiles.base import EMPTY, ROOMY, TileSet
 
 Color = tuple[int, int, int]
 Points = list[tuple[float, float]]
@@ -104,6 +104,8 @@ SHAPE_NAMES = tuple(_SHAPES)
 class Shapes(TileSet):
     """Shapes in colours, `colors` x `shapes` kinds. Neighbouring kinds differ in both, so that few kinds are varied."""
 
+    HELDOUT_TILT = 14.0  # degrees
+
     def __init__(self, colors: int, shapes: int, heldout: bool) -> None:
         rounds = math.lcm(colors, shapes)
         pairs = [
@@ -113,11 +115,13 @@ class Shapes(TileSet):
         self._parts = [(palette[color], SHAPE_NAMES[shape]) for color, shape in pairs]
         self.names = (EMPTY, *(f"{color} {shape}" for color, shape in self._parts))
         self._heldout = heldout
+        # A square turned by 45 degrees is a diamond, a cross an X: with their own tilt they stay on the near side.
+        self.max_turn = 22.0 - (self.HELDOUT_TILT if heldout else 0.0)
 
     def draw(self, kind: int, picture: int, px: int) -> Image.Image:
         color, shape = self._parts[kind - 1]
         outline, hole = _SHAPES[shape]()
-        size, tilt = (0.31, math.radians(14)) if self._heldout else (0.38, 0.0)
+        size, tilt = (0.31, math.radians(self.HELDOUT_TILT)) if self._heldout else (0.38, 0.0)
         image, draw = _canvas(px)
 
         def place(points: Points) -> Points:
@@ -163,7 +167,8 @@ class Numbers(TileSet):
         image, draw = _canvas(px)
         _rounded(draw, px, (red, green, blue))
         ink = (34, 30, 28) if bright else (255, 255, 255)
-        height, stroke = (0.4, 0.05) if self._heldout else (0.5, 0.02)
+        # Held-out strokes are heavier, but no more than leaves the counters of 4, 6, 8 and 9 open.
+        height, stroke = (0.4, 0.03 if px >= ROOMY else 0.05) if self._heldout else (0.5, 0.02)
         _text(draw, px, self.names[kind], height, ink, stroke)
         return _reduce(image)
 
@@ -181,6 +186,6 @@ class Glyphs(TileSet):
         image, draw = _canvas(px)
         paper, ink = ((238, 236, 228), (24, 24, 30)) if self._heldout else ((24, 26, 32), (250, 250, 250))
         _rounded(draw, px, paper)
-        height, stroke = (0.58, 0.07) if self._heldout else (0.72, 0.02)
+        height, stroke = (0.58, 0.035 if px >= ROOMY else 0.07) if self._heldout else (0.72, 0.02)
         _text(draw, px, self.names[kind], height, ink, stroke)
         return _reduce(image)

@@ -3,6 +3,7 @@
 Kinds match by class, and every look of a kind is another photo. Train and held-out photos never overlap.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from envs.tiles.base import EMPTY, TileSet
+from envs.tiles.base import EMPTY, ROOMY, TileSet
 
 Floats = NDArray[np.float64]
 _SIDE = 96  # pixels of a procedural photo before it is scaled to a tile
@@ -103,11 +104,11 @@ def _fire(rng: np.random.Generator) -> Floats:
     return _blend(heat, (16, 2, 2), (150, 18, 4), (240, 90, 6), (255, 190, 34), (255, 246, 170))
 
 
-def _stars(rng: np.random.Generator) -> Floats:
+def _stars(rng: np.random.Generator, smallest: float = 0.006) -> Floats:
     x, y = _grid()
     sky = _blend(_noise(rng, 2, 2, 4), (4, 4, 20), (16, 14, 52), (56, 30, 92))
     for _ in range(26):
-        at_x, at_y, size = rng.random(), rng.random(), rng.uniform(0.006, 0.022)
+        at_x, at_y, size = rng.random(), rng.random(), rng.uniform(smallest, 0.022)
         glow = np.exp(-((x - at_x) ** 2 + (y - at_y) ** 2) / size**2)
         sky = sky + glow[..., None] * (255 - sky)
     return sky
@@ -150,6 +151,8 @@ _TEXTURES: dict[str, Callable[[np.random.Generator], Floats]] = {
     "cloth": _cloth,
     "sand": _sand,
 }
+# The smallest stars are less than a pixel, and gone once the tile is perturbed.
+_ROOMY_TEXTURES = _TEXTURES | {"stars": functools.partial(_stars, smallest=0.013)}
 
 
 def _as_tile(pixels: NDArray[np.uint8], px: int) -> Image.Image:
@@ -171,7 +174,7 @@ class Textures(TileSet):
 
     def draw(self, kind: int, picture: int, px: int) -> Image.Image:
         rng = np.random.default_rng([kind, picture, self._heldout])
-        pixels = _TEXTURES[self.names[kind]](rng)
+        pixels = (_ROOMY_TEXTURES if px >= ROOMY else _TEXTURES)[self.names[kind]](rng)
         light = rng.uniform(0.82, 1.12) + rng.uniform(-0.12, 0.12) * _grid()[0][..., None]
         tint = rng.uniform(0.95, 1.05, 3)
         return _as_tile(np.clip(pixels * light * tint, 0, 255).astype(np.uint8), px)
