@@ -48,6 +48,9 @@ class Engine(Protocol):
         Raises `ValueError` for a version that is not newer, and for weights of another model.
         """
 
+    def check(self) -> None:
+        """Raises what ended it, if anything did."""
+
     async def stop(self) -> None:
         """Ends the engine and its processes; answers in flight are lost."""
 
@@ -76,6 +79,9 @@ class EngineBase:
     def _temperature(self) -> float:
         """At which log-probabilities are: a greedy engine's are the model's own."""
         return self._sampling.temperature or 1.0
+
+    def check(self) -> None:
+        """As `Engine.check`, for one that nothing but its process can end."""
 
     def _check(self, requests: Sequence[Request]) -> None:
         """Raises `ValueError` for what an engine of this size can't answer."""

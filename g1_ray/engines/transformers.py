@@ -81,6 +81,10 @@ class TransformersEngine(EngineBase):
         self._loop = asyncio.create_task(self._run())
         log.info("%s answers, %s on %s", self._path, self._dtype, self._device)
 
+    def check(self) -> None:
+        if self._loop.done():
+            self._loop.result()
+
     async def stop(self) -> None:
         self._loop.cancel()
         await asyncio.wait([self._loop])

@@ -114,6 +114,10 @@ class VLLMEngine(EngineBase):
             "max_num_batched_tokens": max(8192, config.max_model_len),
         }
 
+    def check(self) -> None:
+        if self._llm.errored:
+            raise self._llm.dead_error
+
     async def stop(self) -> None:
         self._llm.shutdown()
 

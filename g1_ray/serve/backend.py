@@ -16,12 +16,15 @@ from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
+from g1_ray.evaluation.endpoint import EndpointError
 from g1_ray.evaluation.play import Question, Reply
 from g1_ray.serve.session import Refused
 
 log = logging.getLogger(__name__)
 GAMES = "games"
 """The deployment of the games."""
+TOLD_S = 0.5
+"""How long what a model says of itself is repeated."""
 PATIENCE_S = 25.0
 """How long a part that died is waited for."""
 _T = TypeVar("_T")
@@ -38,6 +41,7 @@ class Backend:
 
     def __init__(self, models: list[str]) -> None:
         self.models = models
+        self._told: dict[str, tuple[float, dict[str, Any]]] = {}  # name -> when, what
 
     async def games(self, call: str, /, *args: Any, **options: Any) -> Any:
         """A method of the arena. Raises `Refused`."""
@@ -45,8 +49,16 @@ class Backend:
         return await _patiently(lambda: handle.call.remote(call, *args, **options))
 
     async def told(self, model: str) -> dict[str, Any]:
-        """What a model says of itself."""
-        return await _patiently(lambda: serve.get_deployment_handle(deployment_of(model)).about.remote())
+        """What a model says of itself, a moment ago at most; of one that is busy, what it said last."""
+        at, about = self._told.get(model, (-TOLD_S, {}))
+        if time.monotonic() > at + TOLD_S:
+            try:
+                about = await _patiently(lambda: serve.get_deployment_handle(deployment_of(model)).about.remote())
+            except Refused:
+                if not about:
+                    raise
+            self._told[model] = time.monotonic(), about
+        return about
 
     async def answer(self, question: Question) -> AsyncGenerator[Reply, None]:
         """A model's reply as it grows; begun anew where its engine dies in the middle."""
@@ -93,9 +105,11 @@ async def _streamed(call: Callable[[], AsyncIterator[Reply]]) -> AsyncGenerator[
         except BackPressureError:
             raise _full() from None
         except RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, ValueError):
-                raise Refused(422, "model", str(cause).splitlines()[0][:300]) from None
+            said = str(error.cause).strip().partition("\n")[0][:300]
+            if isinstance(error.cause, EndpointError):
+                raise Refused(503, "model", said) from None
+            if isinstance(error.cause, ValueError):  # a prompt that is too long for it
+                raise Refused(422, "model", said) from None
             raise
         except (RayActorError, DeploymentUnavailableError) as error:
             if time.monotonic() > until:

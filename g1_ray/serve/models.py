@@ -118,6 +118,8 @@ class Model:
         """Raises what ended its engine, or what follows its run."""
         if self._follower and self._follower.done():
             self._follower.result()
+        if self.opened.engine is not None:
+            self.opened.engine.check()
 
     async def answer(self, question: Question) -> AsyncGenerator[Reply, None]:
         """The reply to a question, as it grows."""
