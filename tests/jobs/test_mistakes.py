@@ -209,3 +209,54 @@ def test_a_full_disk_behind_stdout_is_told():
     with open("/dev/full", "wb") as full:
         ended = subprocess.run([sys.executable, "-m", "jobs", "games"], stdout=full, stderr=subprocess.PIPE, text=True)
     assert ended.returncode == 2 and "make room" in ended.stderr and len(ended.stderr.splitlines()) <= 3
+
+
+ALONE = """
+import sys
+from jobs.errors import EXTRAS
+
+class Base:
+    packages = {module for modules in EXTRAS.values() for module in modules}
+    finders = [*sys.meta_path]
+
+    def find_spec(self, name, *where):
+        there = (finder.find_spec(name, *where) for finder in self.finders)
+        return None if name.partition(".")[0] in self.packages else next(filter(None, there), None)
+
+sys.meta_path[:] = [Base()]
+from jobs.__main__ import COMMANDS, main
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+for line in sys.stdin.read().splitlines():
+    with redirect_stdout(StringIO()) as out, redirect_stderr(out):
+        try:
+            status = main(line.split())
+        except SystemExit as ended:
+            status = ended.code
+    print(line, status, len(out.getvalue().splitlines()), "pip install -e '.[train]'" in out.getvalue(), sep="\\t")
+"""
+
+
+def test_without_extras_a_command_works_or_names_the_extra(tmp_path):  # 31
+    work = ["games", "games swap", "play 2048 --player greedy --seed 0", "--version", "--help", "bench --help"]
+    need = {
+        "evaluate": "--games swap --players uniform", "explain": "2048", "graph": Q, "report": str(tmp_path),
+        "export": f"{tmp_path} --to datasets", "coldstart": COLD, "tiny": f"{tmp_path}/tiny", "runs": str(tmp_path),
+        "completion": "bash", "train": Q,
+    }  # fmt: skip
+    lines = [*work, *(f"{command} {argv}" for command, argv in need.items()), f"train {Q} --dry-run", "doctor"]
+    assert {line.split()[0] for line in lines} >= set(COMMANDS)
+    ended = subprocess.run(
+        [sys.executable, "-c", ALONE], input="\n".join(lines), capture_output=True, text=True, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    told = {line: tuple(map(eval, rest)) for line, *rest in (row.split("\t") for row in ended.stdout.splitlines())}
+    assert [*told] == lines, ended.stderr
+    for line, (status, num_lines, named) in told.items():
+        if line in work:
+            assert status == 0, line
+        elif line == "doctor":
+            assert status == 1 and named
+        else:
+            assert status == 2 and num_lines <= 3 and named, line
+    assert not any(tmp_path.iterdir())
