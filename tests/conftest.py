@@ -1,8 +1,12 @@
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+
+ARGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync"]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +27,15 @@ def logs_are_heard():
     """A command that ran in this process has taken its loggers for itself: pytest's `caplog` hears them again."""
     for name in ("g1_ray", "jobs"):
         logging.getLogger(name).propagate = True
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if not path:
+        pytest.skip("no chromium: install it, or name one in CHROMIUM")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGS)
+        yield browser
+        browser.close()

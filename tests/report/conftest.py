@@ -1,14 +1,8 @@
-import os
-import shutil
-
 import pytest
 from folders import config_in, groups_of, write_evaluation
 
 from g1_ray.report.write import write_report
 from g1_ray.runs.run_folder import RunFolder
-
-ARGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -32,18 +26,6 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page_of_run(run, tmp_path_factory):
     return write_report(run, tmp_path_factory.mktemp("page") / "report.html", workers=1)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    if not path:
-        pytest.skip("no chromium: install it, or name one in CHROMIUM")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

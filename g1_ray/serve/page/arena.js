@@ -83,10 +83,10 @@ async function goTo(hash) {
     } else if (game) {
       address(`#s=${game.id}`);
       showOnly("play");
-    } else await setup.start();
+    } else await setup.start(undefined, undefined, false);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    if (error.code === "no_session") await setup.start();
+    if (error.code === "no_session") await setup.start(undefined, undefined, false);
     note(error.code === "no_session" ? "That game is not here any more. This is a new one." : error.message);
   }
 }
