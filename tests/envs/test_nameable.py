@@ -11,7 +11,10 @@ from envs.perception import VARIATIONS, Look
 from envs.task import PERCEPTION_LEVELS
 from envs.tiles.drawn import PALETTE, SHAPE_NAMES, Shapes
 
-LEVELS, SPLITS, SIZES = range(len(PERCEPTION_LEVELS)), ("train", "heldout"), (28, 56)
+MOST = len(PERCEPTION_LEVELS) - 1
+LEVELS = [level if level in (0, MOST) else pytest.param(level, marks=pytest.mark.slow) for level in range(MOST + 1)]
+"""Between none and most of it lies what is between: a matter of minutes, so it is looked at by make slow."""
+SPLITS, SIZES = ("train", "heldout"), (28, 56)
 CONTRAST = 0.07  # distance in OKLab, over three times what is just noticed; the least of plain tiles is 0.10
 COUNTERS = {"A": 1, "B": 2, "D": 1, "P": 1, "R": 1, "4": 1, "6": 1, "8": 2, "9": 1, "0": 1}
 # Pixels that shipped models have been measured on, and that stay (test_tiles.py): strokes too heavy for their size.
