@@ -63,6 +63,9 @@ def join(cluster: Cluster | None = None, outlive_signals: bool = False) -> None:
     if _token()[0]:  # Ray has one, and looks at it only where it is told to
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
+    if folder := os.environ.get("RAY_TMPDIR"):  # Ray's processes have folders of their own that they start in
+        os.environ["RAY_TMPDIR"] = os.path.abspath(folder)
+
     # What fails is found where it is waited for; what nobody waits for is ticks in flight when their actors are ended.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
 
@@ -242,11 +245,15 @@ def _start(outlive_signals: bool) -> None:
             return
         except Exception as error:  # Ray raises a bare one where a process of it is not there in time
             ray.shutdown()
-            if last:
-                raise ValueError(
-                    f"Ray does not start on this machine: {(str(error).strip() or repr(error)).splitlines()[0]}\n"
-                    "If it is busy, try again later; what Ray says is in /tmp/ray/session_latest/logs (or RAY_TMPDIR)."
-                ) from error
+            is_about_place = isinstance(error, OSError)
+            if last or is_about_place:
+                helps = (
+                    "RAY_TMPDIR has to be short and a place that can be written to, such as RAY_TMPDIR=/tmp/ray-me."
+                    if is_about_place
+                    else "If it is busy, try again later; Ray's own words are in /tmp/ray/session_latest/logs (or RAY_TMPDIR)."
+                )
+                why = (str(error).strip() or repr(error)).splitlines()[0]
+                raise ValueError(f"Ray does not start on this machine: {why}\n{helps}") from error
             log.warning("Ray did not start (%s); again", error)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)

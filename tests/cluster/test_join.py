@@ -1,5 +1,6 @@
 """Where a cluster's address comes from, and what is said where nothing answers there. Starts no Ray."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from concurrent import futures
 import grpc
 import pytest
 
+from g1_ray.cluster import join as module
 from g1_ray.cluster.join import ALIVE, LOCAL, Cluster, find_cluster
 
 
@@ -82,6 +84,38 @@ def test_where_none_runs_one_is_started_also_beside_a_stale_address(left, closed
 def test_one_of_my_own(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "local")
     assert find_cluster().address == LOCAL
+
+
+def test_a_folder_of_ray_may_be_given_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_TMPDIR", "here")
+    monkeypatch.setattr(module, "_joined", lambda: False)
+    given = []
+
+    def start(outlive_signals):
+        given.append(os.environ["RAY_TMPDIR"])
+        raise ValueError("enough")
+
+    monkeypatch.setattr(module, "_start", start)
+    with pytest.raises(ValueError, match="enough"):
+        module.join()
+    assert given == [str(tmp_path / "here")]
+
+
+@pytest.mark.parametrize("place", ["/proc/nowhere", "/tmp/" + 90 * "x"])
+def test_a_folder_that_ray_cannot_use_is_told_at_once(place, monkeypatch, caplog):
+    import ray
+
+    def start(**options):
+        raise OSError(f"no room for a socket: {place}")
+
+    monkeypatch.setattr(module, "_joined", lambda: False)
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setenv("RAY_TMPDIR", place)
+    with pytest.raises(ValueError, match=f"{place}\nRAY_TMPDIR has to be short"):
+        module.join()
+    assert "again" not in caplog.text
 
 
 class Head(grpc.GenericRpcHandler):
