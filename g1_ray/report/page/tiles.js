@@ -2,6 +2,9 @@
 
 const kindOf = (task, word) => task.names.findIndex((name) => name.toLowerCase() === word);
 
+// As much of what was told for a cell as a cell has room for: a model may tell a novel.
+const short = (word) => (word.length > 24 ? `${word.slice(0, 23)}…` : word);
+
 function drawTile(context, sheet, task, tile, x, y, size) {
   const [column, row] = [tile % task.columns, Math.floor(tile / task.columns)];
   context.imageSmoothingEnabled = false;
@@ -19,7 +22,7 @@ function drawDescription(canvas, sheet, task, told, wrong, least = [1, 1]) {
   told.forEach((line, row) => line.forEach((word, column) => {
     const tile = task.kinds.indexOf(kindOf(task, word.toLowerCase()));
     if (tile >= 0) drawTile(context, sheet, task, tile, column * cell, row * cell, cell);
-    else drawWord(context, word, column * cell, row * cell, cell);
+    else drawWord(context, short(word), column * cell, row * cell, cell);
   }));
   wrong.forEach(([row, column]) => drawCross(context, column * cell, row * cell, cell));
 }

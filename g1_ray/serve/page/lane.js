@@ -77,8 +77,8 @@ class Lane {
     const about = CLASSIC[view.seat] ? ` (${CLASSIC[view.seat]})` : "";
     this.title.textContent = `${playerName(view.seat)}${about}`;
     this.count.textContent = `${points(view.score)} · ${view.moves} ${view.moves === 1 ? "move" : "moves"}${view.helped ? " · with help" : ""}`;
-    this.hint.hidden = isMachine(view);
-    this.hint.disabled = this.busy || view.over;
+    this.hint.hidden = isMachine(view) || view.over;
+    this.hint.disabled = this.busy;
     this.undo.disabled = this.busy || !view.moves;
     this.swap.hidden = view.over;
     this.swap.textContent = isMachine(view) ? "Take over" : `Let ${game.machineFor(this)} play`;
@@ -130,7 +130,7 @@ class Lane {
     this.answer = answer;
     this.toldFigure.hidden = false;
     this.toldCaption.textContent = `What ${by} says it sees`;
-    this.told.setAttribute("aria-label", `The board as ${by} tells it: ${answer.told.map((line) => line.join(", ")).join("; ") || "nothing yet"}`);
+    this.told.setAttribute("aria-label", `The board as ${by} tells it: ${answer.told.map((line) => line.map(short).join(", ")).join("; ") || "nothing yet"}`);
     this.told.style.width = this.board.frame.style.maxWidth;
     sheetOf(task).then((sheet) => {
       if (this.answer === answer) drawDescription(this.told, sheet, sheetTask(task), answer.told, answer.wrong, [task.rows, task.cols]);

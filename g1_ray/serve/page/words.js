@@ -42,7 +42,7 @@ function readSentences(task, board, answer) {
   if (!answer.told.length) return ["It described no board."];
   if (answer.exact || (answer.exact === undefined && answer.whole && !answer.wrong.length)) return [`It read all ${answer.cells} cells right.`];
   const wrong = answer.wrong.slice(0, 4).map(([row, column]) =>
-    `${capital(place(task, row * task.cols + column))}: it says ${answer.told[row][column] || "nothing"}, it is ${kindName(task, board[row][column])}.`);
+    `${capital(place(task, row * task.cols + column))}: it says ${short(answer.told[row][column]) || "nothing"}, it is ${kindName(task, board[row][column])}.`);
   const more = answer.wrong.length - wrong.length;
   return [`It read ${answer.right} of ${answer.cells} cells right.`, ...wrong, more > 0 ? `And ${more} more.` : ""].filter(Boolean);
 }
