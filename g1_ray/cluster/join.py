@@ -233,6 +233,10 @@ def _stderr_kept() -> Iterator[Callable[[], str]]:
             text = kept.read().decode(errors="replace").strip()
 
 
+_SHORT = "RAY_TMPDIR has to be short and a place that can be written to, such as RAY_TMPDIR=/tmp/ray-me."
+_BUSY = "If it is busy, try again later; Ray's own words are in /tmp/ray/session_latest/logs (or RAY_TMPDIR)."
+
+
 def _start(outlive_signals: bool) -> None:
     """Starts a cluster on this machine; again where a try takes too long."""
     import ray
@@ -247,11 +251,7 @@ def _start(outlive_signals: bool) -> None:
             ray.shutdown()
             is_about_place = isinstance(error, OSError)
             if last or is_about_place:
-                helps = (
-                    "RAY_TMPDIR has to be short and a place that can be written to, such as RAY_TMPDIR=/tmp/ray-me."
-                    if is_about_place
-                    else "If it is busy, try again later; Ray's own words are in /tmp/ray/session_latest/logs (or RAY_TMPDIR)."
-                )
+                helps = _SHORT if is_about_place else _BUSY
                 why = (str(error).strip() or repr(error)).splitlines()[0]
                 raise ValueError(f"Ray does not start on this machine: {why}\n{helps}") from error
             log.warning("Ray did not start (%s); again", error)
