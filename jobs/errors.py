@@ -19,7 +19,7 @@ VARIABLE = "G1_RAY_DEBUG"
 EXTRAS = {
     "train": (
         "ray", "torch", "torchvision", "transformers", "tokenizers", "peft", "pydantic", "safetensors", "pyarrow",
-        "tensorboardX", "tensorboard", "matplotlib", "grpc", "openai", "yaml", "huggingface_hub", "shtab",
+        "tensorboardX", "tensorboard", "matplotlib", "grpc", "openai", "yaml", "huggingface_hub", "shtab", "fastapi",
     ),
     "vllm": ("vllm",),
     "wandb": ("wandb",),

@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from pathlib import Path
@@ -168,4 +167,4 @@ def take_down(ours: bool) -> None:
 if __name__ == "__main__":
     from jobs.__main__ import run
 
-    sys.exit(run("serve", main))
+    raise SystemExit(run("serve", main))

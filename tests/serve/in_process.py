@@ -16,6 +16,7 @@ import uvicorn
 from g1_ray.serve import routes
 from g1_ray.serve.arena import Arena
 from g1_ray.serve.backend import Backend
+from g1_ray.serve.config import served as served_model
 from g1_ray.serve.guard import Rules
 from g1_ray.serve.models import Model
 
@@ -42,7 +43,7 @@ class LocalBackend(Backend):
 @contextlib.contextmanager
 def served(folder: Path, specs: list[str], port: int = 0) -> Iterator[tuple[str, LocalBackend]]:
     """The address of an arena and what it stands on, until it is left."""
-    models = [Model(spec) for spec in specs]
+    models = [Model(model.name, model.spec) for model in map(served_model, specs)]
     backend = LocalBackend(Arena(folder, [model.player.name for model in models]), models)
     api = routes.build(backend, Rules(rate=1000, burst=3000))
     server = uvicorn.Server(uvicorn.Config(api, port=port, log_level="warning"))

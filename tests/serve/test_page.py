@@ -54,7 +54,8 @@ def open_page(browser, arena):
 
 def asked(page, path="", body=None):
     """What the API says of the session that a page shows."""
-    base, _, hash = page.url.partition("/#s=")
+    page.wait_for_function("location.hash.startsWith('#s=')")
+    base, _, hash = page.evaluate("location.href").partition("/#s=")
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(f"{base}/api/sessions/{hash}{path}", data, {"content-type": "application/json"})
     return json.load(urllib.request.urlopen(request))

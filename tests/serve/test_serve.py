@@ -1,7 +1,10 @@
 """The real application: Ray Serve, its processes, HTTP. Parts of it are killed while people play."""
 
 import asyncio
+import json
+import shutil
 import time
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +18,7 @@ from envs import State, Task  # noqa: E402
 from envs.codec import Codec  # noqa: E402
 from g1_ray.evaluation.named import parse_player  # noqa: E402
 from g1_ray.evaluation.play import Question  # noqa: E402
+from g1_ray.models.find import model_path  # noqa: E402
 
 pytestmark = pytest.mark.xdist_group("serve")
 TASK = Task.make("2048", reasoning={"size": 3}, perception={"tile_px": 28})
@@ -22,8 +26,18 @@ TASK = Task.make("2048", reasoning={"size": 3}, perception={"tile_px": 28})
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with serving(tmp_path_factory.mktemp("serve"), "tiny=tiny-coldstart?temperature=0") as server:
+    folder = tmp_path_factory.mktemp("serve")
+    with serving(folder, "tiny=tiny-coldstart?temperature=0", f"endless={endless(folder)}") as server:
         yield server
+
+
+def endless(folder: Path) -> Path:
+    """A model whose answers end at their longest length only: what would end them is a token that it never gives."""
+    model = folder / "endless"
+    shutil.copytree(model_path("tiny-coldstart"), model)
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": "<|vision_pad|>"}))
+    return model
 
 
 def states(number: int) -> list[State]:
@@ -74,7 +88,9 @@ def test_greedy_moves_through_the_endpoint_are_those_of_the_model_itself(server)
 
 def test_openais_client_is_served_in_both_modes(server):
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-    assert [model.id for model in client.models.list()] == ["tiny"] and client.models.retrieve("tiny").id == "tiny"
+    assert [model.id for model in client.models.list()] == ["tiny", "endless"] and client.models.retrieve(
+        "tiny"
+    ).id == "tiny"
     session = Client(server.url).begin("person")
     picture = {"type": "image_url", "image_url": {"url": session["lanes"][0]["picture"]}}
     messages = [{"role": "user", "content": [picture, {"type": "text", "text": session["task"]["prompt"]}]}]
@@ -104,7 +120,7 @@ def test_openais_client_is_served_in_both_modes(server):
 def test_a_client_that_goes_away_ends_its_request(server):
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
     long = client.chat.completions.create(
-        model="tiny", messages=[{"role": "user", "content": "on"}], temperature=2, max_tokens=3500, stream=True
+        model="endless", messages=[{"role": "user", "content": "on"}], max_tokens=4000, stream=True
     )
     next(iter(long))
     assert waited_for(server.url, 1)
@@ -116,8 +132,8 @@ def waited_for(url: str, answering: int) -> bool:
     """Whether the model comes to be at so many answers within seconds."""
     client, until = Client(url), time.monotonic() + 4
     while time.monotonic() < until:
-        (model,) = client.ask("GET", "/api/catalog")["models"]
-        if model["answering"] == answering:
+        told = {model["name"]: model["answering"] for model in client.ask("GET", "/api/catalog")["models"]}
+        if told["endless"] == answering:
             return True
         time.sleep(0.1)
     return False
