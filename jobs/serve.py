@@ -63,12 +63,12 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(number, lambda *_: ended.set())
     begun = time.monotonic()
     print(f"starting {', '.join(model.name for model in models)} ...", flush=True)
-    ours = bring_up(config, args)
+    bring_up(config, args)
     name = "127.0.0.1" if args.host in ("0.0.0.0", "::") else args.host
     print(f"http://{name}:{args.port}  up after {time.monotonic() - begun:.0f} s; Ctrl-C ends it", flush=True)
     ended.wait()
     print("ending ...", flush=True)
-    take_down(ours)
+    take_down()
     return 0
 
 
@@ -110,17 +110,13 @@ def check_place(args: argparse.Namespace) -> None:
             ) from None
 
 
-def bring_up(config: "ServeConfig", args: argparse.Namespace) -> bool:
-    """Starts or joins Ray and runs the application, until it is healthy; whether Ray is our own.
-
-    Raises `ValueError` where it does not come up.
-    """
+def bring_up(config: "ServeConfig", args: argparse.Namespace) -> None:
+    """Starts or joins Ray and runs the application, until it is healthy. Raises `ValueError` where it is not."""
     os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "g1_ray.serve.guard:proxy_layers"
 
     from g1_ray.cluster.join import LOCAL, find_cluster, join
 
     cluster = find_cluster(args.address)
-    ours = cluster.address == LOCAL
     join(cluster, outlive_signals=True)
     from ray import serve
     from ray.serve.config import ProxyLocation
@@ -135,15 +131,14 @@ def bring_up(config: "ServeConfig", args: argparse.Namespace) -> bool:
         serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=listening, logging_config=quiet)
         serve.run(app(config), name=NAME, route_prefix="/", logging_config=quiet)
     except RuntimeError as error:
-        take_down(ours)
+        take_down()
         raise ValueError(f"the application does not come up: {str(error).strip().splitlines()[-1]}") from error
-    if ours or listens(args.host, args.port):
-        return ours
-    take_down(ours)
-    raise ValueError(
-        f"--port {args.port}: Serve runs on that cluster already, and listens elsewhere; give its port.\n"
-        "Where its head is another machine: serve deploy jobs/serve.yaml (docs/serving.md)."
-    )
+    if cluster.address != LOCAL and not listens(args.host, args.port):
+        take_down()
+        raise ValueError(
+            f"--port {args.port}: Serve runs on that cluster already, and listens elsewhere; give its port.\n"
+            "Where its head is another machine: serve deploy jobs/serve.yaml (docs/serving.md)."
+        )
 
 
 def listens(host: str, port: int) -> bool:
@@ -155,12 +150,12 @@ def listens(host: str, port: int) -> bool:
     return True
 
 
-def take_down(ours: bool) -> None:
-    """Ends the application, and all of Serve and Ray where Ray is our own."""
+def take_down() -> None:
+    """Ends the application, in order, and Ray with it where Ray is our own."""
     import ray
     from ray import serve
 
-    serve.shutdown() if ours else serve.delete(NAME)
+    serve.delete(NAME)
     ray.shutdown()
 
 

@@ -162,7 +162,7 @@ class Guard:
 
 
 class ProxyGuard:
-    """The part of it that stands in Serve's own proxy: bodies, which it would hold, and routes of its own."""
+    """The part of it that stands in Serve's own proxy: bodies, which it would hold, its routes, its word for deaths."""
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
         self.app, self.rules = app, Rules()
@@ -181,7 +181,7 @@ class ProxyGuard:
             if isinstance(body, tuple):
                 await _refuse(send, *body)
                 return
-            receive = _again(body, receive)
+            receive, send = _again(body, receive), _honest(send)
         await self.app(scope, receive, send)
 
 
@@ -270,9 +270,25 @@ def _dressed(send: Send) -> Send:
     return dressed
 
 
+def _honest(send: Send) -> Send:
+    """The answer, a 503 where it is the proxy's own 500: the replica that had the request died. Ours are JSON."""
+    died = False
+
+    async def honest(message: MutableMapping[str, Any]) -> None:
+        nonlocal died
+        if message["type"] == "http.response.start" and message["status"] == 500:
+            died = dict(message.get("headers", ())).get(b"content-type", b"").startswith(b"text/plain")
+            if died:
+                await _refuse(send, 503, "died", "a part of the server died; ask again")
+        if not died:
+            await send(message)
+
+    return honest
+
+
 async def _refuse(send: Send, status: int, code: str, message: str) -> None:
     """A refusal, in the form of OpenAI's errors."""
-    extra = {"retry-after": "1"} if status == 429 else {"www-authenticate": "Bearer"} if status == 401 else {}
+    extra = {"retry-after": "1"} if status in (429, 503) else {"www-authenticate": "Bearer"} if status == 401 else {}
     body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
     await _respond(send, status, json.dumps(body).encode(), "application/json", extra)
 

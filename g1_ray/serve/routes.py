@@ -292,4 +292,8 @@ def build(backend: Backend, rules: Rules) -> FastAPI:
     async def plain(request: Request, error: HTTPException) -> JSONResponse:
         return _answer(Refused(error.status_code, "http", str(error.detail)))
 
+    @api.exception_handler(Exception)
+    async def fault(request: Request, error: Exception) -> JSONResponse:
+        return _answer(Refused(500, "fault", "a fault of the server; its logs have it"))
+
     return api
