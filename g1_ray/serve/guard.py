@@ -43,6 +43,7 @@ HEADERS = {
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Rules:
 class Guard:
     """The layer."""
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], rules: Rules) -> None:
+    def __init__(self, app: App, rules: Rules) -> None:
         self.app, self.rules = app, rules
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # client -> requests left, when
 
@@ -164,7 +165,7 @@ class Guard:
 class ProxyGuard:
     """The part of it that stands in Serve's own proxy: bodies, which it would hold, its routes, its word for deaths."""
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+    def __init__(self, app: App) -> None:
         self.app, self.rules = app, Rules()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -181,7 +182,8 @@ class ProxyGuard:
             if isinstance(body, tuple):
                 await _refuse(send, *body)
                 return
-            receive, send = _again(body, receive), _honest(send)
+            await _outlived(self.app, scope, _again(body, receive), send)
+            return
         await self.app(scope, receive, send)
 
 
@@ -270,20 +272,18 @@ def _dressed(send: Send) -> Send:
     return dressed
 
 
-def _honest(send: Send) -> Send:
-    """The answer, a 503 where it is the proxy's own 500: the replica that had the request died. Ours are JSON."""
-    died = False
+async def _outlived(app: App, scope: Scope, receive: Receive, send: Send) -> None:
+    """Has the proxy answer. It gives no answer at all where the replica that had the request died: a 503 then."""
+    begun = False
 
-    async def honest(message: MutableMapping[str, Any]) -> None:
-        nonlocal died
-        if message["type"] == "http.response.start" and message["status"] == 500:
-            died = dict(message.get("headers", ())).get(b"content-type", b"").startswith(b"text/plain")
-            if died:
-                await _refuse(send, 503, "died", "a part of the server died; ask again")
-        if not died:
-            await send(message)
+    async def begins(message: MutableMapping[str, Any]) -> None:
+        nonlocal begun
+        begun = True
+        await send(message)
 
-    return honest
+    await app(scope, receive, begins)
+    if not begun:
+        await _refuse(send, 503, "died", "a part of the server died; ask again")
 
 
 async def _refuse(send: Send, status: int, code: str, message: str) -> None:
