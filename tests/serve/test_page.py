@@ -54,8 +54,9 @@ def open_page(browser, arena):
 
 def asked(page, path="", body=None):
     """What the API says of the session that a page shows."""
-    page.wait_for_function("location.hash.startsWith('#s=')")
-    base, _, hash = page.evaluate("location.href").partition("/#s=")
+    while "/#s=" not in (url := page.evaluate("location.href")):  # the board is drawn a moment before
+        page.wait_for_timeout(50)
+    base, _, hash = url.partition("/#s=")
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(f"{base}/api/sessions/{hash}{path}", data, {"content-type": "application/json"})
     return json.load(urllib.request.urlopen(request))
@@ -360,7 +361,7 @@ def test_a_game_is_shared_and_its_replay_scrubbed_in_another_window(open_page):
     url = link.input_value()
     assert url.partition("/#")[0] == page.url.partition("/#")[0]
     replay = open_page("#" + url.partition("#")[2])
-    assert replay.get_by_role("heading", name="2048 · 3 × 3, played by anonymous").count() == 1
+    replay.get_by_role("heading", name="2048 · 3 × 3, played by anonymous").wait_for()
     assert f"Next: {moved[0]}" in replay.locator("#replay .result").inner_text()
     slider = replay.get_by_role("slider", name="Move")
     slider.focus()
