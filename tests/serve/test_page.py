@@ -118,7 +118,7 @@ def scrolls(page):
 
 def test_a_game_of_2048_is_played_to_its_end_by_keyboard(open_page):
     page = open_page()
-    assert page.get_by_role("table", name="The board in words").count() == 1
+    page.get_by_role("table", name="The board in words").wait_for(state="attached")
     for number in range(600):
         page.keyboard.press(("ArrowLeft", "ArrowDown", "ArrowRight", "ArrowUp")[number % 4])
         page.wait_for_timeout(15)
