@@ -267,6 +267,24 @@ class Table:
         if self.on_move:
             self.on_move(self.moves[-1])
 
+    def hear(self, codec: Codec, state: State, best: float, reply: Reply) -> None:
+        """Plays and counts a reply to a state whose best move earns `best`. What can't be read is a move lost."""
+        judged = judge(codec, self.game, reply.text, self.reward)
+        cut_off = judged.answer.cause and reply.finish_reason == CUT
+        self.count(
+            state,
+            best,
+            judged.answer.action,
+            judged.outcome,
+            text=reply.text,
+            cause=CUT_OFF if cut_off else str(judged.answer.cause or ""),
+            perception_exact=judged.seen.exact,
+            perception_share=judged.seen.share,
+            prompt_tokens=reply.prompt_tokens,
+            tokens=reply.tokens,
+            seconds=reply.seconds,
+        )
+
     def undo(self) -> None:
         """Takes the last move back."""
         self.game.restore(self.moves.pop().state.data)
@@ -312,19 +330,5 @@ async def play_asked(
     while table.goes_on():
         state, best = table.state, table.best
         reply = await ask(Question(game, player, seed, len(table.moves), state))
-        judged = judge(codec, table.game, reply.text, reward)
-        cut_off = judged.answer.cause and reply.finish_reason == CUT
-        table.count(
-            state,
-            best,
-            judged.answer.action,
-            judged.outcome,
-            text=reply.text,
-            cause=CUT_OFF if cut_off else str(judged.answer.cause or ""),
-            perception_exact=judged.seen.exact,
-            perception_share=judged.seen.share,
-            prompt_tokens=reply.prompt_tokens,
-            tokens=reply.tokens,
-            seconds=reply.seconds,
-        )
+        table.hear(codec, state, best, reply)
     return table.run()

@@ -122,8 +122,6 @@ class Arena:
                 return Event(revision, "move", its.seat, 0)  # refused with its reason
             rng = np.random.default_rng(seed_of("player", its.seat, its.table.seed, len(its.table.moves)))
             action = PLAYERS[its.seat](its.table.game, rng)
-            if action not in its.table.game.legal_actions():  # the uniform player's mistakes count, as a model's do
-                return Event(revision, "move", its.seat, None, {"text": ""}, time.time())
             return Event(revision, "move", its.seat, action, at=time.time())
 
         return self._take(id, lane, moved)

@@ -20,7 +20,7 @@ def score_of(session: Session, number: int, lane: Lane, models: Sequence[str]) -
     moves = lane.table.moves
     described = [move for move in moves if move.perception_exact is not None]
     exact = [move for move in described if move.perception_exact]
-    versions = [v for event in lane.played for v in (event.reply or {}).get("versions", ())]
+    versions = [v for event in lane.played for v in (event.reply or {}).get("versions") or ()]
     player = lane.credited
     return {
         "session": session.id,

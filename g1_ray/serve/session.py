@@ -18,8 +18,7 @@ from typing import Any
 from envs import Codec, RewardTable, Task, reward_table
 from envs.answers import CellPairs
 from envs.rewards import ternary
-from g1_ray.evaluation.play import CUT, CUT_OFF, Move, Question, Reply, Table
-from g1_ray.rollout.judge import judge
+from g1_ray.evaluation.play import Move, Question, Reply, Table
 
 PERSON = "person"
 """Who sits where a person plays."""
@@ -48,7 +47,7 @@ class Event:
     action: int | None = None
     """Of a move. None: an answer that could not be read."""
     reply: Mapping[str, Any] | None = None
-    """Of a move by a model: the fields of its `Reply`, and the policy versions that gave it, "versions"."""
+    """Of a move by a model: the fields of its `Reply`."""
     at: float = 0.0
     """Unix time, s."""
 
@@ -128,7 +127,7 @@ class Lane:
                 raise Refused(409, "over", "the game is over")
             if event.by != self.seat:
                 raise Refused(409, "not_your_turn", f"{self.seat} plays here; take over first")
-            if event.reply is None and event.action not in self.table.game.legal_actions():
+            if event.by == PERSON and event.action not in self.table.game.legal_actions():  # others' mistakes count
                 if not isinstance(event.action, int) or not 0 <= event.action < self.table.game.actions.num:
                     raise Refused(422, "no_action", f"action {event.action!r}: 0 to {self.table.game.actions.num - 1}")
                 raise Refused(422, "illegal", f"{self.table.game.actions.write(event.action)} is not legal here")
@@ -158,22 +157,7 @@ class Lane:
         if event.reply is None:
             table.count(state, best, event.action, table.game.step(event.action))
         else:
-            reply = Reply(**{key: value for key, value in event.reply.items() if key != "versions"})
-            judged = judge(codec_of(table.task), table.game, reply.text, ternary)
-            cut_off = judged.answer.cause and reply.finish_reason == CUT
-            table.count(
-                state,
-                best,
-                judged.answer.action,
-                judged.outcome,
-                text=reply.text,
-                cause=CUT_OFF if cut_off else str(judged.answer.cause or ""),
-                perception_exact=judged.seen.exact,
-                perception_share=judged.seen.share,
-                prompt_tokens=reply.prompt_tokens,
-                tokens=reply.tokens,
-                seconds=reply.seconds,
-            )
+            table.hear(codec_of(table.task), state, best, Reply(**event.reply))
         self.movers.append(event.by)
         self.played.append(event)
 

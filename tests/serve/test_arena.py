@@ -111,6 +111,29 @@ def test_a_model_is_asked_as_evaluation_asks_it_and_its_first_answer_counts(aren
     assert refusal(arena.question, id, 1, 0) == "not_your_turn"
 
 
+@pytest.mark.parametrize("versions", [[4, 5], None])
+def test_a_models_game_is_scored_whether_or_not_its_version_is_told(arena, versions):
+    """An endpoint tells none."""
+    made = arena.create("2048", ["tiny"], reasoning={"size": 3, "horizon": 2}, perception=LOOK)
+    for revision in range(2):
+        lane = arena.answer(made["id"], 0, revision, "tiny", ANSWER | {"versions": versions})
+    assert lane["over"] and arena.scoreboard()[0]["rows"][0]["player"] == "tiny"
+    assert next(iter(arena.scores._lines.values()))["versions"] == versions
+    assert reopened(arena).session(made["id"])["lanes"][0]["last"]["versions"] == versions
+
+
+def test_mistakes_of_a_classic_player_count_as_in_evaluation(arena):
+    made = begin(arena, "uniform", game="shisen")
+    lane = made["lanes"][0]
+    for _ in range(6):
+        lane = arena.classic(made["id"], 0, lane["revision"])
+    assert (
+        not lane["last"]["legal"] and lane["last"]["action"] is not None and lane["board"] == made["lanes"][0]["board"]
+    )
+    assert lane["moves"] == 6 and lane["boards_described"] == 0
+    assert arena.replay(arena.link(made["id"])["link"])["moves"] == [6]
+
+
 def test_a_race_begins_with_one_board(arena):
     lanes = begin(arena, "person", "tiny", "oracle")["lanes"]
     assert lanes[0]["board"] == lanes[1]["board"] == lanes[2]["board"]
@@ -303,4 +326,4 @@ def test_views_are_json(arena):
     made = begin(arena, "person", "tiny")
     arena.answer(made["id"], 1, 0, "tiny", ANSWER)
     for view in (arena.session(made["id"]), arena.told(made["id"], 1, 0), arena.scoreboard()):
-        json.dumps(view, allow_nan=False)
+        assert json.loads(json.dumps(view, allow_nan=False)) == view

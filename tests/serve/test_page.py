@@ -409,6 +409,7 @@ def test_a_game_that_went_on_in_another_window_is_shown_as_it_stands(open_page):
     page.get_by_role("button", name=lane["legal"][-1]["text"], exact=True).click()
     page.get_by_text("Here is how the game stands now.").first.wait_for()
     count(page, 1)
+    assert lane_of(page)["moves"] == 1
 
 
 @pytest.mark.slow
