@@ -89,6 +89,15 @@ class Novice(Teacher):
         return Lesson(self.codec.write(game.perception(), UNSURE, action), action, False)
 
 
+def explain(game: Game, names: Sequence[str], action: int, rng: np.random.Generator) -> Thought:
+    """The working that leads to a move that somebody made, be it a right one or a wrong one, or else `UNSURE`."""
+    for err in (False, True):
+        thought = think(game, names, rng, err)
+        if action in thought.moves:
+            return Thought(thought.working, [action])
+    return Thought(UNSURE, [action])
+
+
 def think(game: Game, names: Sequence[str], rng: np.random.Generator, err: bool) -> Thought:
     """The working of a game whose kinds are called `names`, to a right move or to a wrong one."""
     for game_type, working in WORKINGS.items():

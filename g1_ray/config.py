@@ -24,8 +24,8 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 """What names look like: they become folders and parts of the names of metrics."""
 OwnName = Annotated[str, Field(pattern=r"^[\w.]+:[\w-]+$"), AfterValidator(check_module)]
 """`module:name`, for what a module of one's own adds to a registry."""
-Folder = Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser().absolute()))]
-"""A folder of this machine, as seen from where the command runs: actors run elsewhere."""
+Folder = Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser().absolute()) if path else "")]
+"""A folder or a file of this machine, as seen from where the command runs: actors run elsewhere."""
 
 
 def _model_name(path: str) -> str:

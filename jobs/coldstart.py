@@ -10,7 +10,7 @@ from g1_ray.logs import start_logging
 from jobs.options import Parser, add_config_options
 
 if TYPE_CHECKING:
-    from g1_ray.coldstart.config import ColdstartConfig, LessonConfig
+    from g1_ray.coldstart.config import ColdstartConfig, LessonConfig, SftConfig
     from g1_ray.coldstart.examples import Example
     from g1_ray.coldstart.sft import Trainer
 
@@ -94,14 +94,17 @@ def check_teacher(config: "ColdstartConfig") -> None:
 def make_data(config: "ColdstartConfig", game: "LessonConfig") -> None:
     """Writes the examples of a game, unless they are there."""
     from g1_ray.coldstart.dataset import write_dataset
-    from g1_ray.coldstart.examples import Maker, make_examples
+    from g1_ray.coldstart.examples import Maker, examples_of_moves, make_examples
 
     path = data_of(config, game)
     if path.exists():
         return
     skipped: Counter[str] = Counter()
-    maker = Maker(game, config.teacher, config.seed, path.with_suffix(".replies.jsonl"))
-    examples = make_examples(maker, game.examples, config.workers, lambda cause: skipped.update([cause]))
+    if game.moves:
+        examples = examples_of_moves(game, config.seed)
+    else:
+        maker = Maker(game, config.teacher, config.seed, path.with_suffix(".replies.jsonl"))
+        examples = make_examples(maker, game.examples, config.workers, lambda cause: skipped.update([cause]))
     rows = write_dataset(path, examples)
     unusable = f"; unusable answers: {dict(skipped)}" if skipped else ""
     print(f"{path}: {rows} examples{unusable}", flush=True)
@@ -121,21 +124,25 @@ def fine_tune(
     how = f"supervised fine-tuning on answers of a teacher ({config.teacher.model or config.teacher.kind})"
     card = Card(config.name, config.model, how, {game.name: game.task() for game in config.games})
     start = checkpoint or model_path(config.model)
-    trainer = Trainer(start, config.sft, num_steps(config, shares), config.seed, card)
+    examples = [examples_of(game) for game in config.games]
+    trainer = Trainer(start, config.sft, num_steps(config.sft, [*map(len, examples)], shares), config.seed, card)
     if checkpoint:
         trainer.resume(checkpoint)
         show(f"goes on from {checkpoint}")
-    games = zip(config.games, shares, strict=True)
-    fit(trainer, [make_lot(trainer.chat, examples_of(game), share) for game, share in games], config.folder, show)
+    lots = [make_lot(trainer.chat, its, share) for its, share in zip(examples, shares, strict=True)]
+    fit(trainer, lots, config.folder, show)
     return trainer
 
 
-def num_steps(config: "ColdstartConfig", shares: Sequence[float]) -> int:
-    """Optimizer steps: as given, or as many as it takes to go through every game's examples often enough."""
-    if config.sft.steps:
-        return config.sft.steps
-    longest = max(game.examples / share for game, share in zip(config.games, shares, strict=True))
-    return max(1, round(config.sft.epochs * longest / config.sft.batch_size))
+def num_steps(config: "SftConfig", sizes: Sequence[int], shares: Sequence[float]) -> int:
+    """Optimizer steps: as given, or as many as it takes to go through every game's examples often enough.
+
+    `sizes` and `shares`: of each game, its examples and its share of every batch.
+    """
+    if config.steps:
+        return config.steps
+    longest = max(size / share for size, share in zip(sizes, shares, strict=True))
+    return max(1, round(config.epochs * longest / config.batch_size))
 
 
 if __name__ == "__main__":

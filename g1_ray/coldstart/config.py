@@ -33,6 +33,11 @@ class LessonConfig(GameConfig):
     """One of the games that a cold start teaches; `ratio` is its share of every batch."""
 
     examples: int = Field(1000, ge=1, description="answers to learn from (paper: 1000)")
+    moves: Folder = Field(
+        "",
+        description="a file of moves to learn from in the teacher's place, as many as it has, up to `examples`: games "
+        "of people (the arena's file, g1-ray play --save), or any player's of an evaluation",
+    )
     err: float = Field(ERR_RATE, ge=0, le=1, description="how often the oracle errs")
     longest_of: int = Field(
         1,
@@ -63,7 +68,7 @@ class ColdstartConfig(Section):
     """One cold start, whole."""
 
     name: str = Field(description="its folder is <out>/<name>", pattern=NAME)
-    out: Folder = Field("runs", validate_default=True)
+    out: Folder = Field("runs", min_length=1, validate_default=True)
     seed: int = Field(0, ge=0)
     model: ModelName = Field(description="folder or Hugging Face name; 'tiny-base' ships with g1_ray")
     workers: int = Field(0, ge=0, description="processes that make examples; 0: one a core")

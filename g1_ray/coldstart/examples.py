@@ -20,9 +20,10 @@ from pydantic import TypeAdapter
 
 from envs import Codec, Game, State, Task
 from envs.rewards import reward_named
-from envs.teacher import Lesson, Novice, Oracle, Teacher
+from envs.teacher import Lesson, Novice, Oracle, Teacher, explain
 from g1_ray.coldstart.config import LessonConfig, TeacherConfig
 from g1_ray.evaluation.endpoint import Endpoint, EndpointConfig, EndpointError
+from g1_ray.evaluation.moves import read_runs
 from g1_ray.evaluation.play import Reply
 from g1_ray.evaluation.replies import kept_replies
 from g1_ray.files import Journal
@@ -49,7 +50,7 @@ class Example:
     action: int
     erred: bool
     source: str
-    """Where the state came from: fresh, random_walk, policy or oracle_backward."""
+    """Where the state came from: fresh, random_walk, policy, oracle_backward, or moves: a file of them."""
 
 
 class Unusable(ValueError):
@@ -173,3 +174,30 @@ def make_examples(
                         made += 1
                         count(made)
                         yield example
+
+
+def examples_of_moves(game: LessonConfig, seed: int) -> Iterator[Example]:
+    """The legal moves of a game's file of moves, up to `examples`, each as an answer that tells the true board.
+
+    What the player thought stays where it said it; else the game's working stands there, where that leads to the move.
+    Raises `ValueError` where the file has no such move, or is of other options than the game (its horizon may differ).
+    """
+    task, codec, left = game.task(), Codec(game.task()), game.examples
+    for run in read_runs(Path(game.moves)):
+        for number, move in enumerate(run.moves):
+            if _endless(move.state.task) != _endless(task):
+                raise ValueError(f"{game.moves}: moves of {move.state.task.to_json()},\nnot of {task.to_json()}")
+            if not move.legal or move.action is None or not left:
+                continue
+            state, left = move.state.game(), left - 1
+            rng = np.random.default_rng(seed_of("moves", seed, run.seed, number))
+            said = (codec.read(move.text).thinking or "").strip()
+            thinking = said or explain(state, codec.names, move.action, rng).working
+            text = codec.write(state.perception(), thinking, move.action)
+            yield Example(game.name, move.state, text, move.action, bool(move.regret), "moves")
+    if left == game.examples:
+        raise ValueError(f"{game.moves}: no legal move in it; play the game to its end first")
+
+
+def _endless(task: Task) -> Task:
+    return dataclasses.replace(task, reasoning=dataclasses.replace(task.reasoning, horizon=0))

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from pydantic import BaseModel, ConfigDict, Field
 
 from g1_ray.evaluation.players import Opened
@@ -29,11 +29,14 @@ from g1_ray.types import Completion, Picture, Sampling
 from g1_ray.types import Request as Asked
 
 MAX_PICTURES = 8
-MAX_PIXELS = 1 << 22
+MAX_PIXELS = 1 << 21
 """Of a picture."""
+MAX_SCANS = 32
+"""Passes over a progressive JPEG: each costs as much as the whole picture, and a file can say as many as it likes."""
 MAX_BYTES = 4 << 20
 """Of a picture as a file."""
 FORMATS = ("PNG", "JPEG", "WEBP")
+PngImagePlugin.MAX_TEXT_MEMORY = 1 << 20  # Pillow unpacks all texts of a PNG, up to 64 MB, though nobody reads them
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0, None),
     "presence_penalty": (0, None),
@@ -229,6 +232,8 @@ def read_picture(uri: Any, where: str = "image_url") -> Picture:
         data = base64.b64decode(found[1])
         if len(data) > MAX_BYTES:
             raise Refused(400, "image_too_large", f"{where}: {len(data):,} bytes, up to {MAX_BYTES:,}")
+        if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_SCANS:
+            raise Refused(400, "image_too_large", f"{where}: a JPEG of more than {MAX_SCANS} scans")
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS or max(image.size) > 100 * min(image.size):
             raise Refused(400, "image_too_large", f"{where}: {image.width}x{image.height}, up to {MAX_PIXELS:,} pixels")

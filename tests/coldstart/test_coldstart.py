@@ -15,13 +15,16 @@ pytest.importorskip("transformers")
 from endpoints import reply, serving  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from envs import Codec, State, Task  # noqa: E402
+from envs import Codec, State, Task, players  # noqa: E402
+from envs.teacher import UNSURE  # noqa: E402
 from g1_ray.coldstart import examples, sft  # noqa: E402
 from g1_ray.coldstart.config import LessonConfig, SftConfig, TeacherConfig, load_coldstart  # noqa: E402
 from g1_ray.coldstart.dataset import read_dataset, write_dataset  # noqa: E402
-from g1_ray.coldstart.examples import Example, Maker, make_examples  # noqa: E402
+from g1_ray.coldstart.examples import Example, Maker, examples_of_moves, make_examples  # noqa: E402
 from g1_ray.coldstart.sft import Trainer, fit, last_checkpoint, make_lot  # noqa: E402
 from g1_ray.config import OptimizerConfig  # noqa: E402
+from g1_ray.evaluation.moves import write_moves  # noqa: E402
+from g1_ray.evaluation.play import play  # noqa: E402
 from g1_ray.models.tiny import TASKS, make_tiny  # noqa: E402
 from g1_ray.runs import progress  # noqa: E402
 from jobs.coldstart import main  # noqa: E402
@@ -266,6 +269,49 @@ def test_command(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert (tmp_path / "run" / "checkpoints" / "step-3").exists()
     assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
     assert (tmp_path / "run" / "curves.csv").read_text().startswith("step,loss,token_acc\n1,")
+
+
+@pytest.mark.parametrize(("game", "options"), [("2048", {"size": 3}), ("shisen", {"rows": 4, "cols": 4}), ("swap", {})])
+def test_games_of_people_are_learned_from(
+    game: str, options: dict[str, int], tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task, file = Task.make(game, reasoning=options, perception={"tile_px": 28}), tmp_path / "ann.parquet"
+    runs = [play(task, "Ann", players.random_legal, seed, 12) for seed in (1, 2)]
+    write_moves(file, game, "Ann", runs)
+    told = [move for run in runs for move in run.moves if move.legal]
+    lesson = LessonConfig(game=game, reasoning=options, perception={"tile_px": 28}, moves=str(file))
+    examples = list(examples_of_moves(lesson, 0))
+    assert [(example.state, example.action) for example in examples] == [(move.state, move.action) for move in told]
+    codec, workings = Codec(task), 0
+    for example, move in zip(examples, told, strict=True):
+        read = codec.read(example.answer)
+        assert read.action == move.action and example.erred == (move.regret > 0)
+        assert codec.score_perception(read.perception, move.state.game().perception()).exact
+        workings += UNSURE not in example.answer
+    assert 0 < workings
+    assert len(list(examples_of_moves(lesson.model_copy(update={"examples": 3}), 0))) == 3
+    with pytest.raises(ValueError, match="not of"):
+        list(examples_of_moves(lesson.model_copy(update={"perception": {}}), 0))
+    config = tmp_path / "people.toml"
+    config.write_text(f"""
+name = "people"
+out = "{tmp_path}"
+model = "{tiny}"
+[[games]]
+game = "{game}"
+reasoning = {{ {", ".join(f"{name} = {value}" for name, value in options.items())} }}
+perception = {{ tile_px = 28 }}
+moves = "{file}"
+[sft]
+batch_size = 8
+""")
+    assert main([str(config)]) == 0
+    assert f"{game}.parquet: {len(told)} examples" in capsys.readouterr().out
+    assert main([str(config), "--resume", "sft.steps=4"]) == 0
+    assert last_checkpoint(tmp_path / "people") == tmp_path / "people" / "checkpoints" / "step-4"
+    file.unlink()
+    with pytest.raises(OSError, match="ann.parquet"):
+        main([str(config), "name=gone"])
 
 
 class Answering(http.server.BaseHTTPRequestHandler):

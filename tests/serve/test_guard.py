@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -144,3 +147,12 @@ def test_a_death_behind_the_proxy_of_which_it_says_nothing_is_a_503():
 
     answer = ask(ProxyGuard(dies))
     assert answer[0] == 503 and code(answer) == "died" and answer[1]["retry-after"] == "1"
+
+
+def test_pictures_that_unpack_to_more_than_they_weigh():
+    command = [sys.executable, str(Path(__file__).with_name("bombs.py"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    costs = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(costs) == 15 and sum(bool(cost["said"]) for cost in costs) == 11
+    for cost in costs:
+        assert cost["seconds"] < (0.1 if cost["said"] else 0.5) and cost["bytes"] < 50 << 20, cost
