@@ -7,6 +7,7 @@ A standing frame has only those tiles drawn again that changed.
 
 import functools
 import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,8 @@ _MARGIN_GRAY = 34
 class Renderer:
     """Draws boards [rows, cols] of up to `num_kinds` kinds as `perception` says.
 
-    `shape` is that of a frame, [height, width, 3]. Raises `ValueError` where the tile set has too few kinds or
-    the sizes don't come out at whole patches.
+    `shape` is that of a frame, [height, width, 3]. Threads may share one: whoever goes by slots holds its `lock`.
+    Raises `ValueError` where the tile set has too few kinds or the sizes don't come out at whole patches.
     """
 
     def __init__(self, perception: Perception, rows: int, cols: int, num_kinds: int) -> None:
@@ -52,6 +53,7 @@ class Renderer:
         self._one_each = bool((self._periods == 1).all())
         self._line = np.dtype((np.void, self.px * 3))
         self._line_numbers = np.arange(self.px)[:, None]
+        self.lock = threading.RLock()
         self.generation = 0
         self._start_atlas()
 
@@ -74,13 +76,14 @@ class Renderer:
         phases = 0 if self._one_each else looks % self._periods[boards]
         found = self._slot_of[boards, phases]
         if not self._complete and not found.all():
-            if (self._num_slots + found.size) * self.px * self.px * 3 > _ATLAS_BYTES:
-                self._start_atlas()
-            wanted = np.unique(np.stack(np.broadcast_arrays(boards, phases), -1)[found == 0].reshape(-1, 2), axis=0)
-            for kind, phase in wanted.tolist():
-                if not self._slot_of[kind, phase]:
-                    self._add(kind, phase)
-            return self.slots(boards, looks)
+            with self.lock:
+                if (self._num_slots + found.size) * self.px * self.px * 3 > _ATLAS_BYTES:
+                    self._start_atlas()
+                wanted = np.unique(np.stack(np.broadcast_arrays(boards, phases), -1)[found == 0].reshape(-1, 2), axis=0)
+                for kind, phase in wanted.tolist():
+                    if not self._slot_of[kind, phase]:
+                        self._add(kind, phase)
+                return self.slots(boards, looks)
         return found
 
     def _add(self, kind: int, phase: int) -> None:
@@ -103,7 +106,9 @@ class Renderer:
     def draw(self, board: Board, looks: Looks, out: Frame | None = None) -> Frame:
         """The picture of a board, in `out` [height, width, 3], a C-contiguous array, where given, else in a new one."""
         frame = np.empty(self.shape, np.uint8) if out is None else out
-        self.draw_slots(frame, self.lines(frame, self.shift(looks)), self.slots(board, looks))
+        lines = self.lines(frame, self.shift(looks))
+        with self.lock:
+            self.draw_slots(frame, lines, self.slots(board, looks))
         return frame
 
     def lines(self, frame: Frame, shift: tuple[int, int]) -> NDArray[np.void]:
@@ -146,6 +151,10 @@ class Canvas:
 
     def show(self, board: Board, looks: Looks) -> Frame:
         """The frame, brought up to date with the board. It is the same array every time."""
+        with self.renderer.lock:
+            return self._show(board, looks)
+
+    def _show(self, board: Board, looks: Looks) -> Frame:
         renderer, lines = self.renderer, self._lines
         slots, shift = renderer.slots(board, looks), renderer.shift(looks)
         if self._generation != renderer.generation or shift != self._shift:

@@ -34,9 +34,10 @@ def options() -> Parser:
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default 127.0.0.1: this machine alone)")
     parser.add_argument("--hosts", nargs="+", default=[], metavar="NAME", help="names that the server is called by")
     parser.add_argument("--folder", default="runs/arena", help="where games and scores are kept (default runs/arena)")
-    parser.add_argument(
-        "--replicas", type=int, default=1, metavar="N", help="engines of each model, at most (default 1)"
-    )
+    parser.add_argument("--replicas", type=int, default=1, metavar="N",
+                        help="engines of each model, at most (default 1)")  # fmt: skip
+    parser.add_argument("--min-replicas", type=int, default=1, metavar="N",
+                        help="and at least (default 1); with 2 a model answers on where one of them dies")  # fmt: skip
     parser.add_argument("--rate", type=float, default=100.0, metavar="N",
                         help="requests a second of one client (default 100); behind a proxy all are one")  # fmt: skip
     parser.add_argument("--address", default="", help="Ray cluster to join (default: RAY_ADDRESS, else a local one)")
@@ -77,7 +78,8 @@ def config_in(args: argparse.Namespace) -> "ServeConfig":
     from g1_ray.serve.config import config_of
 
     given = {"models": args.models or ["tiny-coldstart"], "follow": args.follow, "folder": args.folder}
-    return config_of({**given, "hosts": args.hosts, "max_replicas": args.replicas, "rate": args.rate})
+    replicas = {"min_replicas": args.min_replicas, "max_replicas": max(args.replicas, args.min_replicas)}
+    return config_of({**given, **replicas, "hosts": args.hosts, "rate": args.rate})
 
 
 def check_place(args: argparse.Namespace) -> None:

@@ -55,7 +55,8 @@ class PixelValues:
         if not self.cached:
             return self._process([self.renderer.draw(board, looks)]), self.grid_thw
         out = np.empty(self.shape, np.float32)
-        self._fill(out, self._places(board, looks))
+        with self.renderer.lock:
+            self._fill(out, self._places(board, looks))
         return out, self.grid_thw
 
     def _fill(self, out: NDArray[np.float32], places: NDArray[np.int64]) -> None:

@@ -30,7 +30,9 @@ def task_view(task: Task) -> dict[str, Any]:
     """What there is to know of a task to show and play it. `tiles`: one tile of each kind, side by side from kind 0."""
     game, renderer = task.new_game(), task.renderer
     kinds = np.arange(game.num_kinds + 1, dtype=np.uint8)
-    slots = renderer.slots(kinds, np.zeros(len(kinds), np.uint16))
+    with renderer.lock:
+        slots = renderer.slots(kinds, np.zeros(len(kinds), np.uint16))
+        tiles = np.concatenate([renderer.tile(slot) for slot in slots], axis=1)
     actions = game.actions
     return {
         "game": task.name,
@@ -41,7 +43,7 @@ def task_view(task: Task) -> dict[str, Any]:
         "names": list(renderer.names[: len(kinds)]),
         "px": renderer.px,
         "size": [renderer.shape[1], renderer.shape[0]],
-        "tiles": png(np.concatenate([renderer.tile(slot) for slot in slots], axis=1)),
+        "tiles": png(tiles),
         "actions": "words" if isinstance(actions, Choices) else "cells" if isinstance(actions, CellPairs) else "text",
         "words": list(actions.words) if isinstance(actions, Choices) else [],
         "ask": actions.ask,

@@ -1,6 +1,8 @@
 """Tile sets, perturbations and drawing: kinds are told apart, held-out differs, files are read, pictures are exact."""
 
 import hashlib
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -174,6 +176,32 @@ def test_an_atlas_that_grew_too_large_starts_anew(monkeypatch):
         fresh.generation = -1
         assert (canvas.show(board, looks) == Renderer(Perception(tiles="photos"), 6, 6, 12).draw(board, looks)).all()
     assert renderer.generation > 2
+
+
+@pytest.mark.parametrize("limit", [1 << 30, 150_000])  # the second starts the atlas anew all the time
+def test_threads_share_a_renderer(monkeypatch, limit):
+    monkeypatch.setattr("envs.drawing._ATLAS_BYTES", limit)
+    look = Perception(tiles="photos", tile_px=28)  # each kind in many photos
+    rng = np.random.default_rng(0)
+    boards = rng.integers(0, 10, (12, 4, 4)).astype(np.uint8)
+    looks = rng.integers(0, 24, (12, 4, 4)).astype(np.uint16)
+    alone = Renderer(look, 4, 4, 9)
+    expected = [alone.draw(board, its).copy() for board, its in zip(boards, looks, strict=True)]
+    shared = Renderer(look, 4, 4, 9)
+
+    def draw(order):
+        canvas = Canvas(shared)
+        for number in order:
+            assert np.array_equal(shared.draw(boards[number], looks[number]), expected[number])
+            assert np.array_equal(canvas.show(boards[number], looks[number]), expected[number])
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(draw, [rng.permutation(12) for _ in range(4)]))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_frames_that_dont_fit_are_refused():

@@ -82,6 +82,8 @@ class Client:
     acknowledged: list[int | None] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     """How long each move took."""
+    moved_at: float = 0.0
+    """When its last move was answered."""
     first_words: list[float] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
     """Of every answer, 0 where there was none."""
@@ -120,8 +122,12 @@ class Client:
         after: dict[str, Any] = self.ask("POST", path, body)
         self.seconds.append(time.perf_counter() - begun)
         assert after["revision"] == lane["revision"] + 1
-        self.acknowledged.append(after["last"]["action"])
+        self._acknowledge(after)
         return after
+
+    def _acknowledge(self, lane: dict[str, Any]) -> None:
+        self.acknowledged.append(lane["last"]["action"])
+        self.moved_at = time.monotonic()
 
     def watch(self, lane: dict[str, Any]) -> dict[str, Any]:
         """A model's move, its words as they come; asked again where the stream breaks off."""
@@ -141,7 +147,7 @@ class Client:
                             self.first_words.append(time.perf_counter() - begun)
                             first = False
                         if event.get("type") == "lane" or "revision" in event:
-                            self.acknowledged.append(event["last"]["action"])
+                            self._acknowledge(event)
                             return dict(event)
             time.sleep(0.2)
         raise AssertionError(f"{path}: no answer in {GIVES_UP_S} s")

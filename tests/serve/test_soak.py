@@ -8,6 +8,7 @@ import random
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 
 pytest.importorskip("ray.serve")
 
-from arena_client import Client, Server, free_port, serving, together  # noqa: E402
+from arena_client import GIVES_UP_S, Client, Server, free_port, serving, together  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(3600)]
 MINUTES = float(os.environ.get("G1_RAY_SOAK_MINUTES", "10"))
@@ -27,7 +28,8 @@ PARTS = ("ingress", "model-tiny", "games")
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with serving(tmp_path_factory.mktemp("soak"), "tiny=tiny-coldstart?temperature=0", "--rate", "100000") as server:
+    options = ["--rate", "100000", "--min-replicas", "2"]
+    with serving(tmp_path_factory.mktemp("soak"), "tiny=tiny-coldstart?temperature=0", *options) as server:
         yield server
 
 
@@ -84,17 +86,18 @@ def test_a_key_press_and_a_first_word_are_answered_in_time(server):
     assert p95(client.seconds) <= 100 and p95(classic.seconds) <= 100 and p95(watcher.first_words) <= 400
 
 
-def played(server: Server, minutes: float, kills: bool) -> list[Client]:
-    """`GAMES` at once: two watch the model, the others play by themselves and by classic players."""
-    clients = [Client(server.url) for _ in range(GAMES)]
-    until = time.monotonic() + 60 * minutes
+def played(server: Server, minutes: float = 0.0, kills: int = 0) -> tuple[list[Client], list[float]]:
+    """`GAMES` at once, two of them watching the model, the others by themselves or against classic players: for so many
+    minutes, or until each part was killed so often. The clients, and how long after each death all games had gone on.
+    """
+    clients, gaps, over = [Client(server.url) for _ in range(GAMES)], list[float](), threading.Event()
 
     def play(number: int) -> None:
         client, rng = clients[number], random.Random(number)
         seat = "tiny" if number < 2 else "greedy" if number < 8 else "person"
-        while time.monotonic() < until:
+        while not over.is_set():
             (lane,) = client.begin(seat, seed=number)["lanes"]
-            while not lane["over"] and time.monotonic() < until:
+            while not lane["over"] and not over.is_set():
                 if seat == "tiny":
                     lane = client.watch(lane)
                 else:
@@ -102,20 +105,28 @@ def played(server: Server, minutes: float, kills: bool) -> list[Client]:
                 time.sleep(rng.random())
             client.check()
 
-    def kill() -> None:
-        for part in (part for part in PARTS for _ in range(3)):
-            time.sleep(60 * minutes / 11)
-            victim = random.Random(part).choice(server.replicas(part))
-            print(f"\n{time.strftime('%H:%M:%S')} {part} {victim.pid} killed", end="")
-            victim.kill()
+    def end() -> None:
+        try:
+            over.wait(60 * minutes or 10)
+            for part in PARTS * kills:  # in turn: each is back to full number before it loses one again
+                victim, at = random.Random(part).choice(server.replicas(part)), time.monotonic()
+                victim.kill()
+                while min(client.moved_at for client in clients) < at:
+                    assert time.monotonic() < at + GIVES_UP_S, f"{part}: a game stands still"
+                    time.sleep(0.1)
+                gaps.append(time.monotonic() - at)
+                print(f"\n{time.strftime('%H:%M:%S')} {part} {victim.pid} killed, {gaps[-1]:.1f} s", end="", flush=True)
+                time.sleep(20)
+        finally:
+            over.set()
 
-    together([*(lambda number=number: play(number) for number in range(GAMES)), *([kill] if kills else [])])
-    return clients
+    together([*(lambda number=number: play(number) for number in range(GAMES)), end])
+    return clients, gaps
 
 
 def test_many_games_at_once_lose_no_move(server):
     memory = rss(server)
-    clients = played(server, MINUTES, kills=False)
+    clients, _ = played(server, MINUTES)
     seconds = [each for client in clients for each in client.seconds]
     statuses = {status for client in clients for status in client.statuses}
     print(
@@ -127,11 +138,10 @@ def test_many_games_at_once_lose_no_move(server):
 def test_parts_die_and_every_game_goes_on(server):
     """Nine deaths: each time every game goes on within 30 s, and no move is lost or doubled."""
     before = scores(server)
-    clients = played(server, max(MINUTES / 2, 3), kills=True)
-    longest = max(max(client.seconds, default=0) for client in clients)
+    clients, gaps = played(server, kills=3)
     again = sum(status != 200 for client in clients for status in client.statuses)
-    print(f"\nlongest wait for a move {longest:.1f} s, asked again {again} times")
-    assert longest < 30
+    print(f"\nall games go on after {max(gaps):.1f} s at most, asked again {again} times")
+    assert len(gaps) == 9 and max(gaps) < 30
     assert scores(server) >= before
 
 
