@@ -44,6 +44,10 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
+STATE_SOURCES = ("fresh", "random_walk", "policy", "oracle_backward")
+"""What `StatesConfig` has a weight for."""
+
+
 class StatesConfig(Section):
     """Where a game's training states come from: weights, in any unit."""
 
@@ -56,9 +60,14 @@ class StatesConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "StatesConfig":
-        if not self.fresh + self.random_walk + self.policy + self.oracle_backward:
+        if not any(getattr(self, source) for source in STATE_SOURCES):
             raise ValueError("fresh, random_walk, policy and oracle_backward are all 0; give one of them a weight")
         return self
+
+    def only(self, source: str) -> "StatesConfig":
+        """The same with one source; with all of them where it is ''."""
+        weights = {name: float(name == source) for name in STATE_SOURCES}
+        return self.model_copy(update=weights) if source else self
 
 
 class GameConfig(Section):
@@ -178,6 +187,18 @@ class OptimizerConfig(Section):
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
 
 
+class CurriculumConfig(Section):
+    """What the next group is about."""
+
+    kind: Literal["weights", "learnability"] = Field(
+        "weights",
+        description="weights: games by ratio, states by their sources' weights; learnability: of these more where "
+        "answers differ, and states again at which they did",
+    )
+    explore: float = Field(0.3, ge=0, le=1, description="share of the groups that never go back to a known state")
+    half_life: float = Field(8.0, gt=0, description="steps after which what is known of a state counts half")
+
+
 class LearnerConfig(Section):
     """FSDP2 ranks."""
 
@@ -262,6 +283,7 @@ class RunConfig(Section):
     model: ModelConfig
     games: tuple[GameConfig, ...] = Field(min_length=1)
     rollout: RolloutConfig = RolloutConfig()
+    curriculum: CurriculumConfig = CurriculumConfig()
     reward: RewardConfig = RewardConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -34,6 +34,8 @@ class Ticket:
     """Times it was issued before, e.g. 1 after a failed tick; what an older one makes is refused."""
     state: State | None = None
     """Where to start; None: wherever the game's state sources put `seed`."""
+    source: str = ""
+    """The one of them that the state comes from, e.g. "random_walk" (`pipeline.curriculum`); '': any."""
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ class BufferActor:
     async def release(self, report: StepReport, *loaded: SyncReport | None) -> StepSummary:
         """Ends the step: its groups are booked, and their slots are free again."""
         await self.buffer.release(report.version, report.skipped)
-        metrics = {**report.origin.metrics, **report.metrics}
+        metrics = {**report.origin.metrics, **self.buffer.curriculum.metrics(), **report.metrics}
         syncs = [sync for sync in loaded if sync is not None]
         if syncs:
             metrics["sync/pause_s"] = max(sync.pause_s for sync in syncs)

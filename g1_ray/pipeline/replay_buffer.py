@@ -22,15 +22,15 @@ from typing import Any
 
 import numpy as np
 
-from envs import State
 from g1_ray.config import RunConfig
+from g1_ray.pipeline.curriculum import Curriculum
 from g1_ray.seeds import seed_of
 from g1_ray.types import Fate, Group, Ticket
 
 MAX_ISSUES = 3
 """Times a group is tried before it is given up and quarantined."""
 POOL = 1024
-"""Visited states kept for each game, and flat groups kept for the next batch's metrics."""
+"""Flat groups kept for the next batch."""
 
 
 class ReplayBuffer:
@@ -61,7 +61,7 @@ class ReplayBuffer:
         self._forgotten: Counter[str] = Counter()  # by game, the other flat ones
         self.flat_in_a_row = 0
         """Groups that came since the last one that was not flat."""
-        self._visited: dict[str, deque[State]] = {game.name: deque(maxlen=POOL) for game in config.games}
+        self.curriculum = Curriculum(config)
         self._changed = asyncio.Condition()
         self._closed = False
 
@@ -98,16 +98,8 @@ class ReplayBuffer:
     def _new_ticket(self) -> Ticket:
         number, self._next = self._next, self._next + 1
         seed = seed_of("group", self.config.seed, number)
-        rng = np.random.default_rng(seed)
-        ratios = np.array([game.ratio for game in self.config.games])
-        game = self.config.games[int(rng.choice(len(ratios), p=ratios / ratios.sum()))]
-        weights = game.states
-        total = weights.fresh + weights.random_walk + weights.policy + weights.oracle_backward
-        visited = self._visited[game.name]
-        state = None
-        if visited and rng.random() < weights.policy / total:
-            state = visited[int(rng.integers(len(visited)))]
-        return Ticket(number, game.name, seed, self.version, state=state)
+        start = self.curriculum.draw(number, np.random.default_rng(seed))
+        return Ticket(number, start.game, seed, self.version, state=start.state, source=start.source)
 
     async def put(self, groups: Sequence[Group]) -> int:
         """Takes groups in, each whole; returns how many.
@@ -181,7 +173,7 @@ class ReplayBuffer:
             self._taken = {group.ticket.group: (group, version - group.min_version) for group in groups}
             flat, self._flat = [group for _, group in sorted(self._flat)], []
             forgotten, self._forgotten = dict(self._forgotten), Counter()
-            self._remember_visited(groups, flat)
+            self.curriculum.learn([*groups, *flat], version)
             return groups, flat, forgotten
 
     def _drop_stale(self, version: int) -> None:
@@ -191,20 +183,6 @@ class ReplayBuffer:
                 del self._waiting[number]
                 self._end(group.ticket, "dropped", "stale", group, staleness)
                 self._changed.notify_all()
-
-    def _remember_visited(self, groups: Sequence[Group], flat: Sequence[Group]) -> None:
-        """Keeps one state that each group led to. Only here does the pool change, so all of a step draw from one.
-
-        Where all answers came to the same, not the state that they left as it was: a state that the model can't play
-        at all would come back for ever, and such states fill the pool.
-        """
-        stuck = {group.ticket.group for group in flat}
-        for group in sorted([*groups, *flat], key=lambda group: group.ticket.group):
-            ends = [rollout.turns[-1].next_state for rollout in group.rollouts if not rollout.over]
-            if group.ticket.group in stuck:
-                ends = [end for end in ends if end != group.start]
-            if ends:
-                self._visited[group.ticket.game].append(ends[group.ticket.seed % len(ends)])
 
     async def release(self, version: int, skipped: str = "") -> None:
         """The engines hold policy `version`: what it was trained on gives its slots back.
@@ -242,8 +220,8 @@ class ReplayBuffer:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs to go on with the same books, as JSON."""
-        visited = {name: [state.to_bytes().hex() for state in states] for name, states in self._visited.items()}
-        return {"next": self._next, "version": self.version, "books": self.books(), "visited": visited}
+        learned = self.curriculum.state_dict()
+        return {"next": self._next, "version": self.version, "books": self.books(), "curriculum": learned}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from `state_dict`. What was in flight then is lost, and booked as dropped."""
@@ -253,9 +231,8 @@ class ReplayBuffer:
         self.counts = Counter(books)
         self.counts["dropped"] += lost
         self.counts["dropped: lost"] += lost
-        for name, states in state["visited"].items():
-            if name in self._visited:
-                self._visited[name].extend(State.from_bytes(bytes.fromhex(data)) for data in states)
+        if "curriculum" in state:  # not in checkpoints of before there was one
+            self.curriculum.load_state_dict(state["curriculum"])
 
     async def close(self) -> dict[str, int]:
         """Wakes everybody up: nothing more is admitted, taken in or handed out. The final books."""

@@ -52,9 +52,8 @@ class EnvWorker:
         referee = self.referees[ticket.game]
         start = ticket.state
         if start is None:
-            start = draw_state(
-                referee.task, referee.config.states, seed_of("start", ticket.game, ticket.seed), referee.reward
-            )
+            mix = referee.config.states.only(ticket.source)
+            start = draw_state(referee.task, mix, seed_of("start", ticket.game, ticket.seed), referee.reward)
         size = self.config.group_size
         first = Request(self.chat.prompt([(start, None)]), size, seed_of("answer", ticket.seed, 0))
         return OpenGroup(ticket, start, (Rollout(),) * size, (first,), tuple(range(size)))

@@ -26,6 +26,14 @@ LAB_CURVES = {
     "lab_reward_rate_true_perception": "lab: moves that score, given the true board",
 }
 """Of runs that look into the lab now and then (eval.lab_every)."""
+SOURCES = {
+    "fresh": "starts",
+    "random_walk": "random walks",
+    "policy": "where its moves led",
+    "oracle_backward": "the oracle's ends",
+    "again": "open before",
+}
+"""Where states come from (`pipeline.curriculum`) -> title."""
 GAME_CURVES = {
     **CURVES,
     "legal": "legal moves",
@@ -34,6 +42,9 @@ GAME_CURVES = {
     "eval_score": "evaluation: score",
     "eval_scoring": "evaluation: moves that score",
     "eval_p_acc": "evaluation: P_acc",
+    **{f"open_{source}": f"how far answers differ, {title}" for source, title in SOURCES.items()},
+    **{f"share_{source}": f"share of all groups, {title}" for source, title in SOURCES.items()},
+    "known": "states to come back to",
     **LAB_CURVES,
 }
 """All that a page shows of each game."""
@@ -56,7 +67,11 @@ RUN_CURVES = {
 }
 """All that a page shows of a run as a whole."""
 SFT_CURVES = {"loss": "loss, nats a token", "token_acc": "share of tokens foretold"}
-SHARES = (*"p_acc r_acc token_acc legal eval_scoring eval_p_acc informative_groups ess".split(), *LAB_CURVES)
+SHARES = (
+    *(f"{kind}_{source}" for kind in ("open", "share") for source in SOURCES),
+    *"p_acc r_acc token_acc legal eval_scoring eval_p_acc informative_groups ess".split(),
+    *LAB_CURVES,
+)
 """Curves between 0 and 1."""
 
 

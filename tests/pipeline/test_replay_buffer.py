@@ -240,8 +240,10 @@ def test_a_state_that_no_answer_changed_is_not_visited_again():
 
     def unmoved(ticket: Ticket) -> Group:
         group = group_of(ticket)
-        turns = tuple(replace(turn, next_state=group.start) for turn in group.rollouts[0].turns)
-        return replace(group, rollouts=(Rollout(turns),) * 2)
+        (turn,) = group.rollouts[0].turns
+        rewards = (0.0, float(ticket.group == 2))
+        turns = (replace(turn, next_state=group.start, reward=reward) for reward in rewards)
+        return replace(group, rollouts=tuple(Rollout((turn,)) for turn in turns))
 
     async def body():
         tickets = await harness.buffer.admit(4)
@@ -250,7 +252,7 @@ def test_a_state_that_no_answer_changed_is_not_visited_again():
         await harness.buffer.put([group_of(t) for t in await harness.buffer.admit(2)])
         await harness.buffer.take(0)
         await harness.buffer.release(1)
-        return harness.buffer.state_dict()["visited"]["2048"]
+        return harness.buffer.state_dict()["curriculum"]["visited"]["2048"]
 
     visited = run(body())
     assert visited == [s.to_bytes().hex() for s in (state(1001), state(2), state(1003), state(1004), state(1005))]
