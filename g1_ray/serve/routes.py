@@ -186,11 +186,10 @@ async def page() -> HTMLResponse:
 @router.get("/page/{name}")
 async def part(name: str) -> Response:
     """A script or a style of the page."""
-    for folder in (PAGE, SHARED):
-        path = folder / name
-        if path.suffix in TYPES and path.parent == folder and path.is_file():
-            return Response(_file(path), media_type=TYPES[path.suffix], headers={"cache-control": "max-age=300"})
-    raise Refused(404, "no_file", "no such file")
+    path = next((path for folder in (PAGE, SHARED) for path in folder.iterdir() if path.name == name), None)
+    if path is None or path.suffix not in TYPES:
+        raise Refused(404, "no_file", "no such file")
+    return Response(_file(path), media_type=TYPES[path.suffix], headers={"cache-control": "max-age=300"})
 
 
 @lru_cache

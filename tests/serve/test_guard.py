@@ -151,8 +151,21 @@ def test_a_death_behind_the_proxy_of_which_it_says_nothing_is_a_503():
 
 def test_pictures_that_unpack_to_more_than_they_weigh():
     command = [sys.executable, str(Path(__file__).with_name("bombs.py"))]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     costs = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(costs) == 15 and sum(bool(cost["said"]) for cost in costs) == 11
     for cost in costs:
         assert cost["seconds"] < (0.1 if cost["said"] else 0.5) and cost["bytes"] < 50 << 20, cost
+
+
+@pytest.mark.parametrize(
+    "name", ["A" * 4000, "..%2froutes.py", "%2e%2e", "index.html", "arena.css/", "arena.css%00"]
+)
+def test_files_that_the_page_does_not_have(name):
+    from starlette.testclient import TestClient
+
+    from g1_ray.serve.routes import build
+
+    client = TestClient(build(None, Rules()), base_url="http://127.0.0.1", client=HERE)
+    assert client.get("/page/arena.css").status_code == client.get("/page/base.css").status_code == 200
+    assert client.get(f"/page/{name}", follow_redirects=False).status_code in (307, 400, 404)
