@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from g1_ray.config import AlgorithmConfig, RunConfig
 from g1_ray.rollout.judge import accuracies
+from g1_ray.rollout.patterns import PATTERNS, patterns_of, thinking_of
 from g1_ray.types import Batch, Group, Origin, Rollout, Sample, Turn
 
 FLAT = 1e-6
@@ -162,6 +163,7 @@ def batch_of(
         metrics[f"{game}/return"] = float(np.mean([rollout.total for group in its for rollout in group.rollouts]))
         metrics[f"{game}/flat_groups"] = float(sum(map(is_flat, its)) + more[game])
         metrics |= _metrics_of_turns([turn for group in its for turn in group.turns], f"{game}/")
+        metrics |= _metrics_of_patterns(its, f"{game}/")
     oldest = min((group.min_version for group in trained), default=version)
     return Batch(version, samples, Origin(metrics, oldest, taken_at))
 
@@ -187,6 +189,13 @@ def _metrics_of_turns(turns: Sequence[Turn], scope: str) -> dict[str, float]:
     for cause, count in sorted(Counter(turn.cause for turn in turns if turn.action is None).items()):
         metrics[f"unreadable_{cause}"] = count / len(turns)
     return {scope + name: value for name, value in metrics.items()}
+
+
+def _metrics_of_patterns(groups: Sequence[Group], scope: str) -> dict[str, float]:
+    """Shares of a game's answers whose thinking has each pattern."""
+    names = groups[0].start.task.renderer.names
+    found = [patterns_of(thinking_of(turn.text), names) for group in groups for turn in group.turns]
+    return {f"{scope}pattern_{name}": float(np.mean([name in its for its in found])) for name in PATTERNS}
 
 
 def _metrics_of_staleness(turns: Sequence[Turn], version: int) -> dict[str, float]:

@@ -34,11 +34,20 @@ SOURCES = {
     "again": "open before",
 }
 """Where states come from (`pipeline.curriculum`) -> title."""
+PATTERNS = {
+    "none": "no pattern",
+    "localisation": "a tile with its place",
+    "enumeration": "places or number of a kind",
+    "line_by_line": "line after line",
+    "check": "a check at the end",
+}
+"""What thinking looks like (`rollout.patterns`) -> title."""
 GAME_CURVES = {
     **CURVES,
     "legal": "legal moves",
     "unreadable": "unreadable answers",
     "answer_tokens": "tokens of an answer",
+    **{f"pattern_{name}": f"thinking: {title}" for name, title in PATTERNS.items()},
     "eval_score": "evaluation: score",
     "eval_scoring": "evaluation: moves that score",
     "eval_p_acc": "evaluation: P_acc",

@@ -158,9 +158,7 @@ def test_pictures_that_unpack_to_more_than_they_weigh():
         assert cost["seconds"] < (0.1 if cost["said"] else 0.5) and cost["bytes"] < 50 << 20, cost
 
 
-@pytest.mark.parametrize(
-    "name", ["A" * 4000, "..%2froutes.py", "%2e%2e", "index.html", "arena.css/", "arena.css%00"]
-)
+@pytest.mark.parametrize("name", ["A" * 4000, "..%2froutes.py", "%2e%2e", "index.html", "arena.css/", "arena.css%00"])
 def test_files_that_the_page_does_not_have(name):
     from starlette.testclient import TestClient
 
