@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from envs.codec import blocks_of
 
 PATTERNS = ("none", "localisation", "enumeration", "line_by_line", "check")
-"""None; a tile with its place; the places, or the number, of the tiles of a kind; line after line; a check at the end."""
+"""None; a tile with its place; places or number of a kind; line after line; a check at the end."""
 
 _PLACE = re.compile(r"\(\s*\d+\s*,\s*\d+\s*\)|\brow\s+\d+\s*,?\s*(?:and\s+)?col(?:umn)?\s+\d+", re.I)
 _NUMBER = r"(?:\d+|two|three|four|five|six|seven|eight)"

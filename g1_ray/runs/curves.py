@@ -77,6 +77,7 @@ RUN_CURVES = {
 """All that a page shows of a run as a whole."""
 SFT_CURVES = {"loss": "loss, nats a token", "token_acc": "share of tokens foretold"}
 SHARES = (
+    *(f"pattern_{name}" for name in PATTERNS),
     *(f"{kind}_{source}" for kind in ("open", "share") for source in SOURCES),
     *"p_acc r_acc token_acc legal eval_scoring eval_p_acc informative_groups ess".split(),
     *LAB_CURVES,
