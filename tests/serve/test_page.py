@@ -10,9 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from in_process import served
 
-from g1_ray.serve.routes import PAGE
+pytest.importorskip("playwright")
+
+from in_process import served  # noqa: E402
+from playwright.sync_api import expect  # noqa: E402
+
+from g1_ray.serve.routes import PAGE  # noqa: E402
 
 pytestmark = pytest.mark.xdist_group("page")
 WIDTHS = (360, 800, 1400)
@@ -127,12 +131,12 @@ def test_a_game_of_2048_is_played_to_its_end_by_keyboard(open_page):
     lane = lane_of(page)
     assert lane["over"] and not lane["helped"] and lane["moves"] > 5
     assert result(page).inner_text().endswith(f"over: {lane['score']:,.0f} points in {lane['moves']} moves.")
-    assert "The game is over" in page.locator("#said").inner_text()
+    expect(page.locator("#said")).to_contain_text("The game is over")
     page.get_by_role("link", name="Scores").click()
     row = page.get_by_role("row", name=re.compile("anonymous"))
-    assert f"{lane['score']:,.0f}" in row.first.inner_text()
+    expect(row.first).to_contain_text(f"{lane['score']:,.0f}")
     page.get_by_role("link", name="Play", exact=True).click()
-    assert "The game is over" in result(page).inner_text()
+    expect(result(page)).to_contain_text("The game is over")
 
 
 def test_a_game_of_shisen_is_played_to_its_end_by_mouse(open_page):
@@ -144,7 +148,7 @@ def test_a_game_of_shisen_is_played_to_its_end_by_mouse(open_page):
     wrong = next((i, j) for i in range(16) for j in range(i) if frozenset((i, j)) not in legal)
     for cell in wrong:
         cells.nth(cell).click()
-    assert "don't go together" in result(page).inner_text()
+    expect(result(page)).to_contain_text("don't go together")
     assert page.locator(".cells [aria-pressed=true]").count() == 0
     moves = 0
     while (lane := lane_of(page))["legal"] and not lane["over"]:
@@ -154,7 +158,8 @@ def test_a_game_of_shisen_is_played_to_its_end_by_mouse(open_page):
         cells.nth(other).click()
         moves += 1
         count(page, moves)
-    assert lane["over"] and re.search(r"You won|The game is over", result(page).inner_text())
+    assert lane["over"]
+    expect(result(page)).to_contain_text(re.compile("You won|The game is over"))
 
 
 def test_a_game_of_swap_is_played_to_its_end_by_touch(open_page):
@@ -166,7 +171,7 @@ def test_a_game_of_swap_is_played_to_its_end_by_touch(open_page):
             cells.nth(cell).tap()
         count(page, number)
     assert lane_of(page)["over"]
-    assert "game is over" in result(page).inner_text()
+    expect(result(page)).to_contain_text("game is over")
 
 
 @pytest.mark.slow
@@ -210,13 +215,14 @@ def test_a_hint_is_shown_a_move_is_taken_back_and_both_count_as_help(open_page):
     page = open_page()
     page.get_by_role("button", name="Hint").click()
     page.locator(".marks .hint").wait_for(state="attached")
-    assert result(page).inner_text().startswith("Try ")
+    expect(result(page)).to_contain_text("Try ")
     word = re.match(r"Try (\w+)", result(page).inner_text())[1]
     page.get_by_role("button", name=word, exact=True).click()
     count(page, 1)
     page.get_by_role("button", name="Undo").click()
     count(page, 0)
-    assert lane_of(page)["helped"] and "with help" in page.locator(".count").inner_text()
+    assert lane_of(page)["helped"]
+    expect(page.locator(".count")).to_contain_text("with help")
 
 
 def test_a_name_and_a_game_are_kept_and_a_name_of_a_player_is_refused(open_page):
@@ -235,7 +241,7 @@ def test_a_name_and_a_game_are_kept_and_a_name_of_a_player_is_refused(open_page)
     name.blur()
     page.get_by_role("button", name="New game").click()
     page.locator("#name[aria-invalid]").wait_for()
-    assert "is a player of this server" in page.locator("#note").inner_text()
+    expect(page.locator("#note")).to_contain_text("is a player of this server")
 
 
 # Watching
@@ -263,7 +269,7 @@ def test_the_model_is_watched_paused_stepped_taken_over_and_looked_back_at(open_
     options = asked(page, f"/lanes/0/moves/{last['number']}")["options"]
     assert page.locator(".options tbody tr").count() == len(options)
     page.get_by_text("How well it sees so far").click()
-    assert "P_acc" in page.locator(".lane dl").inner_text()
+    expect(page.locator(".lane dl")).to_contain_text("P_acc")
     page.get_by_role("button", name="The move before").click()
     page.get_by_role("button", name="The move before").click()
     page.locator(".result").filter(has_text="tiny-coldstart played").wait_for()
@@ -296,7 +302,7 @@ def test_words_are_shown_as_they_come_and_wrong_cells_are_marked_and_named(open_
     page.route(re.compile("/moves$"), answered)
     page.get_by_role("button", name="Watch").click()
     page.locator(".reading.misread").filter(has_text="It read 8 of 9 cells right.").wait_for()
-    assert "Row 1, column 1: it says <img src=x>, it is" in page.locator(".reading").inner_text()
+    expect(page.locator(".reading")).to_contain_text("Row 1, column 1: it says <img src=x>, it is")
     assert page.locator(".told").evaluate("(node) => node.querySelectorAll('img').length") == 0
     crossed = """(canvas) => {
       const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
@@ -325,7 +331,6 @@ def test_a_race_begins_on_one_board_the_model_follows_and_it_has_an_outcome(open
     page.locator("#outcome:not([hidden])").wait_for()
     one, other = asked(page)["lanes"]
     assert one["over"] and other["over"]
-    text = page.locator("#outcome").inner_text()
     expected = (
         "draw"
         if one["score"] == other["score"]
@@ -333,7 +338,7 @@ def test_a_race_begins_on_one_board_the_model_follows_and_it_has_an_outcome(open
         if one["score"] > other["score"]
         else "tiny-coldstart wins"
     )
-    assert expected in text
+    expect(page.locator("#outcome")).to_contain_text(expected)
 
 
 @pytest.mark.slow
@@ -362,18 +367,18 @@ def test_a_game_is_shared_and_its_replay_scrubbed_in_another_window(open_page):
     assert url.partition("/#")[0] == page.url.partition("/#")[0]
     replay = open_page("#" + url.partition("#")[2])
     replay.get_by_role("heading", name="2048 · 3 × 3, played by anonymous").wait_for()
-    assert f"Next: {moved[0]}" in replay.locator("#replay .result").inner_text()
+    expect(replay.locator("#replay .result")).to_contain_text(f"Next: {moved[0]}")
     slider = replay.get_by_role("slider", name="Move")
     slider.focus()
     replay.keyboard.press("End")
     replay.locator("#replay .count").filter(has_text="4 moves").wait_for()
-    assert f"{score:,.0f} point" in replay.locator("#replay .count").inner_text()
+    expect(replay.locator("#replay .count")).to_contain_text(f"{score:,.0f} point")
     replay.keyboard.press("ArrowLeft")
     replay.locator("#replay .count").filter(has_text="3 moves").wait_for()
     replay.get_by_role("button", name="Play", exact=True).click()
     replay.locator("#replay .count").filter(has_text="4 moves").wait_for()
     forged = open_page("#r=" + url.partition("#r=")[2][:-6] + "AAAAAA", allowed=LOST)
-    assert "was not written by this server" in forged.locator("#note").inner_text()
+    expect(forged.locator("#note")).to_contain_text("was not written by this server")
 
 
 # What goes wrong
