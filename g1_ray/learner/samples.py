@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from g1_ray.config import AlgorithmConfig, RunConfig
 from g1_ray.rollout.judge import accuracies
-from g1_ray.rollout.patterns import PATTERNS, patterns_of, thinking_of
+from g1_ray.rollout.patterns import patterns_of, thinking_of
+from g1_ray.runs.curves import PATTERNS
 from g1_ray.types import Batch, Group, Origin, Rollout, Sample, Turn
 
 FLAT = 1e-6

@@ -105,7 +105,7 @@ class Curriculum:
             source = self._source(game, rng)
             visited = self._visited[game.name]
             state = visited[int(rng.integers(len(visited)))] if source == "policy" else None
-            start = Start(game.name, source, state)
+            return Start(game.name, source, state)
         return start
 
     def _open(self, game: str) -> float:
@@ -124,8 +124,7 @@ class Curriculum:
     def _source(self, game: GameConfig, rng: np.random.Generator) -> str:
         weights = np.array([getattr(game.states, source) for source in STATE_SOURCES])
         if not self._visited[game.name]:
-            weights[STATE_SOURCES.index("policy")] = 0  # falls to the others, and where there are none to the start
-            weights = weights if weights.any() else np.array([1.0, 0.0, 0.0, 0.0])
+            weights[STATE_SOURCES.index("policy")] = 0  # falls to the others
         if self.by_learnability:
             weights *= [FLOOR + self._records[game.name, source].open for source in STATE_SOURCES]
         return STATE_SOURCES[int(rng.choice(len(STATE_SOURCES), p=weights / weights.sum()))]
@@ -145,7 +144,10 @@ class Curriculum:
         return Start(game.name, AGAIN, known.state)
 
     def learn(self, groups: Sequence[Group], version: int) -> None:
-        """Learns of the groups that came since the last batch, whatever their order."""
+        """Learns of the groups that came since the last batch, whatever their order.
+
+        Only here does what is drawn from change, so all of a step draw from one.
+        """
         self.version = version
         for group in sorted(groups, key=lambda group: group.ticket.group):
             its = spread([rollout.total for rollout in group.rollouts])

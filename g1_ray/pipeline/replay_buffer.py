@@ -231,8 +231,9 @@ class ReplayBuffer:
         self.counts = Counter(books)
         self.counts["dropped"] += lost
         self.counts["dropped: lost"] += lost
-        if "curriculum" in state:  # not in checkpoints of before there was one
-            self.curriculum.load_state_dict(state["curriculum"])
+        # Checkpoints of before there was a curriculum have visited states only.
+        older = {"version": state["version"], "visited": state.get("visited", {}), "known": {}, "records": []}
+        self.curriculum.load_state_dict(state.get("curriculum", older))
 
     async def close(self) -> dict[str, int]:
         """Wakes everybody up: nothing more is admitted, taken in or handed out. The final books."""

@@ -1,7 +1,7 @@
 """Patterns in what a model thinks, told by their form: whether a run learns to look and to reason is a curve then.
 
-Localisation and enumeration are those that the paper saw emerge (G1, arXiv 2505.13426, section 4.2); a text may have
-several patterns. They say how a text is written, not whether it is true: that is P_acc and R_acc.
+Localisation and enumeration are those that the paper saw emerge (G1, arXiv 2505.13426, in G0 on Shisen-Sho); a text
+may have several patterns. They say how a text is written, not whether it is true: that is P_acc and R_acc.
 """
 
 import functools
@@ -9,9 +9,6 @@ import re
 from collections.abc import Sequence
 
 from envs.codec import blocks_of
-
-PATTERNS = ("none", "localisation", "enumeration", "line_by_line", "check")
-"""None; a tile with its place; places or number of a kind; line after line; a check at the end."""
 
 _PLACE = re.compile(r"\(\s*\d+\s*,\s*\d+\s*\)|\brow\s+\d+\s*,?\s*(?:and\s+)?col(?:umn)?\s+\d+", re.I)
 _NUMBER = r"(?:\d+|two|three|four|five|six|seven|eight)"

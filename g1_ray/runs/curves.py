@@ -27,11 +27,11 @@ LAB_CURVES = {
 }
 """Of runs that look into the lab now and then (eval.lab_every)."""
 SOURCES = {
-    "fresh": "starts",
-    "random_walk": "random walks",
+    "fresh": "at starts",
+    "random_walk": "on random walks",
     "policy": "where its moves led",
-    "oracle_backward": "the oracle's ends",
-    "again": "open before",
+    "oracle_backward": "at the oracle's ends",
+    "again": "at known states",
 }
 """Where states come from (`pipeline.curriculum`) -> title."""
 PATTERNS = {
@@ -41,7 +41,7 @@ PATTERNS = {
     "line_by_line": "line after line",
     "check": "a check at the end",
 }
-"""What thinking looks like (`rollout.patterns`) -> title."""
+"""What thinking may look like, as `rollout.patterns` tells it -> title."""
 GAME_CURVES = {
     **CURVES,
     "legal": "legal moves",
@@ -51,8 +51,8 @@ GAME_CURVES = {
     "eval_score": "evaluation: score",
     "eval_scoring": "evaluation: moves that score",
     "eval_p_acc": "evaluation: P_acc",
-    **{f"open_{source}": f"how far answers differ, {title}" for source, title in SOURCES.items()},
-    **{f"share_{source}": f"share of all groups, {title}" for source, title in SOURCES.items()},
+    **{f"open_{source}": f"how far answers differ {title}" for source, title in SOURCES.items()},
+    **{f"share_{source}": f"share of all groups {title}" for source, title in SOURCES.items()},
     "known": "states to come back to",
     **LAB_CURVES,
 }

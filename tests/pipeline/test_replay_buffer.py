@@ -255,6 +255,10 @@ def test_a_state_that_no_answer_changed_is_not_visited_again():
         return harness.buffer.state_dict()["curriculum"]["visited"]["2048"]
 
     visited = run(body())
+    older = {"next": 4, "version": 1, "books": {"in_flight": 0}, "visited": {"2048": visited}}
+    again = Harness(states={"policy": 1}).buffer
+    again.load_state_dict(older)  # of before there was a curriculum
+    assert again.state_dict()["curriculum"]["visited"]["2048"] == visited
     assert visited == [s.to_bytes().hex() for s in (state(1001), state(2), state(1003), state(1004), state(1005))]
 
 
