@@ -77,18 +77,6 @@ class Oracle(Teacher):
         return Lesson(self.codec.write(game.perception(), thought.working, action), action, erred)
 
 
-class Novice(Teacher):
-    """Sees the board, keeps the form, and plays any legal move."""
-
-    def __init__(self, task: Task) -> None:
-        self.codec = Codec(task)
-
-    def answer(self, game: Game, rng: np.random.Generator) -> Lesson:
-        legal = game.legal_actions()
-        action = legal[int(rng.integers(len(legal)))]
-        return Lesson(self.codec.write(game.perception(), UNSURE, action), action, False)
-
-
 def explain(game: Game, names: Sequence[str], action: int, rng: np.random.Generator) -> Thought:
     """The working that leads to a move that somebody made, be it a right one or a wrong one, or else `UNSURE`."""
     for err in (False, True):
@@ -172,7 +160,7 @@ def think_shisen(game: Game, names: Sequence[str], rng: np.random.Generator, err
         shown = seen[: seen.index(pair[1]) + 1] if pair else seen
         told += shown
         for cell in shown:
-            words += [names[flat[cell]], _place(cell, game.cols)]
+            words += [names[flat[cell]], place(cell, game.cols)]
         if pair:
             break
     if not pair:
@@ -180,7 +168,7 @@ def think_shisen(game: Game, names: Sequence[str], rng: np.random.Generator, err
         joined = (way for way in ways if action_of(*way) in legal)
         pair = next(joined, None) or game.actions.cells(legal[int(rng.integers(len(legal)))])
     a, b = pair
-    working = " ".join([*words, "same", _place(a, game.cols), _place(b, game.cols)])
+    working = " ".join([*words, "same", place(a, game.cols), place(b, game.cols)])
     if not err:
         return Thought(working, [action_of(a, b)])
     others = (action_of(a, tile) for tile in np.flatnonzero(flat).tolist() if tile != a)
@@ -197,7 +185,8 @@ def first_pair(cells: Sequence[int], flat: Board) -> tuple[int, int] | None:
     return None
 
 
-def _place(cell: int, cols: int) -> str:
+def place(cell: int, cols: int) -> str:
+    """The row and the column of a cell."""
     return f"({cell // cols}, {cell % cols})"
 
 
@@ -212,22 +201,22 @@ def think_swap(game: Game, names: Sequence[str], rng: np.random.Generator, err: 
     flat, legal, action_of = game.perception().ravel(), game.legal_actions(), game.actions.action
     words: list[str] = []
     for line in _threes(game.rows, game.cols):
-        words.append(_place(line[1], game.cols))
+        words.append(place(line[1], game.cols))
         odd = _odd_one(flat[list(line)].tolist())
         if odd is None:
             words.append("-")
             continue
-        place, kind = line[odd], flat[line[odd - 1]]
-        words += [_place(place, game.cols), names[kind]]
-        near = _beside(place, game.rows, game.cols)
+        spot, kind = line[odd], flat[line[odd - 1]]
+        words += [place(spot, game.cols), names[kind]]
+        near = _beside(spot, game.rows, game.cols)
         for tile in near:
             if tile in line:
                 continue
             words.append(names[flat[tile]])
             if flat[tile] == kind:
-                a, b = sorted((place, tile))
-                working = " ".join([*words, "same", _place(a, game.cols), _place(b, game.cols)])
-                moves = [action_of(place, cell) for cell in near] if err else [action_of(a, b)]
+                a, b = sorted((spot, tile))
+                working = " ".join([*words, "same", place(a, game.cols), place(b, game.cols)])
+                moves = [action_of(spot, cell) for cell in near] if err else [action_of(a, b)]
                 return Thought(working, [move for move in moves if (move in legal) is not err])
     raise AssertionError("a board of Swap always has a legal swap")
 

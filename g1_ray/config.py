@@ -137,9 +137,21 @@ class RolloutConfig(Section):
     )
     top_p: float = Field(1.0, gt=0, le=1, description="only 1: what is sampled from has to be what is trained")
     max_tokens: int = Field(256, ge=1, description="longest answer, in tokens")
+    perception: Literal["own", "given"] = Field(
+        "own",
+        description="own: the model describes the board; given: answers are begun with the board described, and only "
+        "what follows is sampled and trained",
+    )
+    wrong_cells: int = Field(0, ge=0, description="cells of a given description that are wrong")
 
     @model_validator(mode="after")
     def _check(self) -> "RolloutConfig":
+        if self.perception == "given" and self.turns > 1:
+            raise ValueError(
+                f"turns = {self.turns} and perception = 'given': it is given in first turns only; turns = 1"
+            )
+        if self.wrong_cells and self.perception == "own":
+            raise ValueError(f"wrong_cells = {self.wrong_cells}: needs perception = 'given'")
         if self.top_p < 1:
             raise ValueError(
                 f"top_p = {self.top_p:g}: answers would come from a cut-off distribution, and the whole one be trained "

@@ -87,6 +87,8 @@ def test_overrides(file, override, read):
         ("optimizer.lr=fast", "optimizer.lr = 'fast': expected a number, above 0"),
         ("optimizer.lr=inf", "optimizer.lr = inf: must be above 0"),
         ("rollout.top_p=1.5", "rollout.top_p = 1.5: must be above 0 and at most 1"),
+        ("rollout.wrong_cells=2", "wrong_cells = 2: needs perception = 'given'"),
+        ("rollout.perception=gven", "did you mean 'given'"),
         ("rollout.top_p=0.95", "top_p = 0.95: answers would come from a cut-off distribution"),
         ("model.dtype=bfloat", "model.dtype = 'bfloat' is not one of the choices; did you mean 'bfloat16'?"),
         ('trackers=["tensorbord"]', "did you mean 'tensorboard'?"),

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from envs.styles import FOLLOW, SHARES, STYLES
 from envs.teacher import ERR_RATE
 from g1_ray.config import NAME, Folder, GameConfig, ModelName, OptimizerConfig, Section, StatesConfig, load_section
 from g1_ray.evaluation.endpoint import EndpointConfig
@@ -16,11 +17,15 @@ from g1_ray.models.find import model_path
 class TeacherConfig(EndpointConfig):
     """Whose answers are learned from."""
 
-    kind: Literal["oracle", "novice", "endpoint"] = Field(
+    kind: Literal["oracle", "generalist", "endpoint"] = Field(
         "oracle",
-        description="oracle: with a working, and errs at a game's rate; novice: any legal move, no working; "
-        "endpoint: a model behind OpenAI's chat completions",
+        description="oracle: with a working, and errs at a game's rate; generalist: thinks in many "
+        "styles, and seldom moves by that; endpoint: a model behind OpenAI's chat completions",
     )
+    styles: dict[str, float] = Field(
+        SHARES, description="a generalist's styles of thinking, each with its share: " + ", ".join(STYLES)
+    )
+    follow: float = Field(FOLLOW, ge=0, le=1, description="how often a generalist moves by what it thought")
 
     @model_validator(mode="after")
     def _check(self) -> "TeacherConfig":

@@ -20,7 +20,8 @@ from pydantic import TypeAdapter
 
 from envs import Codec, Game, State, Task
 from envs.rewards import reward_named
-from envs.teacher import Lesson, Novice, Oracle, Teacher, explain
+from envs.styles import Generalist
+from envs.teacher import Lesson, Oracle, Teacher, explain
 from g1_ray.coldstart.config import LessonConfig, TeacherConfig
 from g1_ray.evaluation.endpoint import Endpoint, EndpointConfig, EndpointError
 from g1_ray.evaluation.moves import read_runs
@@ -114,8 +115,8 @@ class Maker:
         match self.teacher.kind:
             case "oracle":
                 return task, oracle, oracle
-            case "novice":
-                return task, oracle, Novice(task)
+            case "generalist":
+                return task, oracle, Generalist(task, self.teacher.styles, self.teacher.follow)
         return task, oracle, EndpointTeacher(task, self.teacher, self.replies)
 
     def __call__(self, index: int) -> Example | str:

@@ -27,6 +27,7 @@ from g1_ray.config import StatesConfig
 from g1_ray.evaluation.confusion import misread
 from g1_ray.evaluation.play import Generate
 from g1_ray.files import write_json
+from g1_ray.rollout.begun import THINK, described
 from g1_ray.rollout.judge import accuracies, judge, share
 from g1_ray.rollout.starts import draw
 from g1_ray.seeds import seed_of
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 AS_IS, TRUE, NO_PERCEPTION = "as is", "true perception", "no perception"
 BLANK, SHUFFLED = "blank image", "shuffled tiles"
-_THINK = "<think>\n"  # answers are begun up to here: a tokenizer may join what stands before it with it
 WRONG_CELLS = (1, 3)
 """Numbers of cells that are told wrong."""
 INTERVENTIONS = (AS_IS, TRUE, *(f"{k} cell{'s' * (k > 1)} wrong" for k in WRONG_CELLS), NO_PERCEPTION, BLANK, SHUFFLED)
@@ -114,9 +114,9 @@ def case_of(state: State, intervention: str, seed: int) -> Case:
         case "as is":
             return Case(state, state, "")
         case "true perception":
-            return Case(state, state, _description(codec, board))
+            return Case(state, state, described(codec, board, 0, rng))
         case "no perception":
-            return Case(state, state, _THINK)
+            return Case(state, state, THINK)
         case "blank image":
             blank = dataclasses.replace(state.task.perception, blank=1)
             return Case(State(dataclasses.replace(state.task, perception=blank), state.data), state, "")
@@ -125,15 +125,7 @@ def case_of(state: State, intervention: str, seed: int) -> Case:
             return Case(shown, shown, "")
     if intervention not in INTERVENTIONS:
         raise ValueError(f"unknown intervention {intervention!r}; known: {', '.join(INTERVENTIONS)}")
-    wrong = board.copy()
-    for cell in rng.choice(board.size, min(int(intervention.split()[0]), board.size), replace=False).tolist():
-        others = [kind for kind in range(1, len(codec.names)) if kind != board.flat[cell]]
-        wrong.flat[cell] = others[int(rng.integers(len(others)))]
-    return Case(state, state, _description(codec, wrong))
-
-
-def _description(codec: Codec, board: np.ndarray[Any, Any]) -> str:
-    return f"<perception>\n{codec.describe(board)}\n</perception>\n{_THINK}"
+    return Case(state, state, described(codec, board, int(intervention.split()[0]), rng))
 
 
 def shuffled(state: State, rng: np.random.Generator) -> State:

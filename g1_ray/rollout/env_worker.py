@@ -6,8 +6,11 @@ A worker keeps nothing between calls but caches: the states are in what flows, s
 from collections.abc import Sequence
 from dataclasses import replace
 
-from envs import State
+import numpy as np
+
+from envs import Codec, State
 from g1_ray.config import RunConfig
+from g1_ray.rollout.begun import described
 from g1_ray.rollout.referee import Referee
 from g1_ray.rollout.starts import draw_state
 from g1_ray.seeds import seed_of
@@ -26,6 +29,9 @@ def check_prompts(config: RunConfig, model_path: str) -> None:
         length = len(chat.head(game.task()))
         if config.rollout.turns > 1:
             length += min(config.rollout.turns - 1, config.rollout.window) * len(chat.following(game.task()))
+        if config.rollout.perception == "given":
+            rng, fresh = np.random.default_rng(0), game.task().new_game()
+            length += len(chat.ids(described(Codec(game.task()), fresh.perception(), 0, rng)))
         if length >= room:
             raise ValueError(
                 f"engine.max_model_len = {room}: a prompt about {game.name} takes {length} tokens, and leaves no room "
@@ -54,9 +60,18 @@ class EnvWorker:
         if start is None:
             mix = referee.config.states.only(ticket.source)
             start = draw_state(referee.task, mix, seed_of("start", ticket.game, ticket.seed), referee.reward)
-        size = self.config.group_size
-        first = Request(self.chat.prompt([(start, None)]), size, seed_of("answer", ticket.seed, 0))
+        size, prompt = self.config.group_size, self.chat.prompt([(start, None)])
+        if begun := self._begun(ticket, start):
+            prompt = Prompt(np.concatenate([prompt.token_ids, self.chat.ids(begun)]), prompt.states)
+        first = Request(prompt, size, seed_of("answer", ticket.seed, 0))
         return OpenGroup(ticket, start, (Rollout(),) * size, (first,), tuple(range(size)))
+
+    def _begun(self, ticket: Ticket, start: State) -> str:
+        """What the answers of a group are begun with, the same for all."""
+        if self.config.perception == "own":
+            return ""
+        rng = np.random.default_rng(seed_of("begun", ticket.seed))
+        return described(self.referees[ticket.game].codec, start.game().perception(), self.config.wrong_cells, rng)
 
     def score(self, groups: Sequence[OpenGroup], answers: Sequence[Answers]) -> list[OpenGroup]:
         """Plays the answers; the groups that come back ask for the next ones, if any rollout goes on."""
@@ -64,11 +79,11 @@ class EnvWorker:
 
     def _score(self, group: OpenGroup, answers: Answers) -> OpenGroup:
         referee = self.referees[group.ticket.game]
-        rollouts = list(group.rollouts)
+        rollouts, begun = list(group.rollouts), self._begun(group.ticket, group.start)
         pairs = [(request, one) for request, all_of in zip(group.requests, answers, strict=True) for one in all_of]
         for number, (request, completion) in zip(group.waiting, pairs, strict=True):
             state = request.prompt.states[-1]
-            turn = referee.turn(state, request, completion, self.chat.decode(completion.token_ids))
+            turn = referee.turn(state, request, completion, self.chat.decode(completion.token_ids, begun))
             rollout = rollouts[number]
             rollouts[number] = Rollout((*rollout.turns, turn), over=turn.next_state.game().over)
         return self._ask(replace(group, rollouts=tuple(rollouts)))

@@ -13,7 +13,8 @@ from safetensors import safe_open  # noqa: E402
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer  # noqa: E402
 
 from envs import PLAYERS, Codec, State, Task  # noqa: E402
-from envs.teacher import Novice, Oracle  # noqa: E402
+from envs.styles import SHARES, Generalist  # noqa: E402
+from envs.teacher import Oracle  # noqa: E402
 from g1_ray.config import EngineConfig  # noqa: E402
 from g1_ray.engines.make import make_engine  # noqa: E402
 from g1_ray.evaluation.lab import AS_IS, Finding, experiment, lab_states  # noqa: E402
@@ -52,7 +53,7 @@ def test_prompts_and_answers_are_short_and_come_back(chat: Chat, task: Task) -> 
     prompt = chat.prompt([(state, None)]).token_ids
     assert (prompt == chat.image_token_id).sum() == cells  # a visual token a cell
     assert len(prompt) - cells <= 16
-    for teacher in (Oracle(task), Novice(task)):
+    for teacher in (Oracle(task), Generalist(task, SHARES)):
         for seed in range(5):
             text = teacher.answer(start(task, seed).game(), rng).text
             ids = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -206,7 +207,7 @@ def test_command_trains_and_measures(tmp_path: Path, monkeypatch: pytest.MonkeyP
         with safe_open(tmp_path / name / "model.safetensors", "pt") as file:
             assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float16}
         assert AutoModelForImageTextToText.from_pretrained(tmp_path / name).dtype == torch.float32
-        assert json.loads((tmp_path / name / "made.json").read_text())["teacher"] in ("novice", "oracle")
+        assert json.loads((tmp_path / name / "made.json").read_text())["teacher"] in ("generalist", "oracle")
         assert "A model from scratch" in (tmp_path / name / "README.md").read_text()
     shown: list[list[str]] = []
     monkeypatch.setattr("jobs.evaluate.main", shown.append)

@@ -66,6 +66,28 @@ def test_prompts_are_what_the_processor_makes(chat):
     assert request.num_answers == 3 and play.waiting == (0, 1, 2)
 
 
+@pytest.mark.parametrize("wrong", [0, 3])
+def test_answers_go_on_from_a_description_that_is_given(chat, wrong):
+    worker = EnvWorker(config(perception="given", wrong_cells=wrong), MODEL)
+    plays = worker.observe([Ticket(0, "2048", 7, 0), Ticket(1, "shisen", 8, 0)])
+    own = EnvWorker(config(), MODEL).observe([play.ticket for play in plays])
+    answers = []
+    for play, without in zip(plays, own, strict=True):
+        begun, whole = len(without.requests[0].prompt.token_ids), play.requests[0].prompt.token_ids
+        np.testing.assert_array_equal(whole[:begun], without.requests[0].prompt.token_ids)
+        said = chat.decode(whole[begun:])
+        assert said.startswith("<perception>\n") and said.endswith("</perception>\n<think>\n")
+        rest = good_answer(play.start).partition("<think>\n")[2]
+        answers.append([[completion(chat, rest), completion(chat, "no idea"), completion(chat, rest)]])
+    for group in worker.finish(worker.score(plays, answers)):
+        cells = group.start.game().perception().size
+        for rollout in (group.rollouts[0], group.rollouts[2]):
+            (turn,) = rollout.turns
+            assert turn.rewards == {"game": 1.0, "format": 1.0, "perception": (cells - wrong) / cells}
+            assert turn.text.startswith("<perception>") and turn.perception_exact is (not wrong)
+        assert group.rollouts[1].turns[0].action is None
+
+
 def test_a_group_is_scored_on_forks_of_one_state(chat):
     worker = EnvWorker(config(), MODEL)
     plays = worker.observe([Ticket(0, "2048", 7, 0), Ticket(1, "shisen", 8, 0)])

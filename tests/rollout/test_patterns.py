@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from envs import Codec, Task
-from envs.teacher import Novice, Oracle
+from envs.styles import Generalist
+from envs.teacher import Oracle
 from g1_ray.rollout.patterns import patterns_of, thinking_of
 from g1_ray.runs.curves import PATTERNS
 
@@ -50,7 +51,7 @@ def test_the_teachers_workings() -> None:
         board.reset(3)
         working = thinking_of(Oracle(task, err=0.0).answer(board, rng).text)
         assert pattern <= patterns_of(working, names), (game, working, patterns_of(working, names))
-        assert thinking_of(Novice(task).answer(board, rng).text).strip() == "I take a legal move."
+        assert thinking_of(Generalist(task, {"none": 1}).answer(board, rng).text).strip() == "I take a legal move."
     assert thinking_of("<answer>up</answer>") == "" and thinking_of("<think>a</think><think>b</think>") == "a"
 
 
