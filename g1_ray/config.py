@@ -138,9 +138,7 @@ class RolloutConfig(Section):
     top_p: float = Field(1.0, gt=0, le=1, description="only 1: what is sampled from has to be what is trained")
     max_tokens: int = Field(256, ge=1, description="longest answer, in tokens")
     perception: Literal["own", "given"] = Field(
-        "own",
-        description="own: the model describes the board; given: answers are begun with the board described, and only "
-        "what follows is sampled and trained",
+        "own", description="given: answers are begun with the board described, and only the rest is sampled and trained"
     )
     wrong_cells: int = Field(0, ge=0, description="cells of a given description that are wrong")
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "coldstart": "fine-tune a VLM on a teacher's answers with the true perception put in",
     "train": "train a VLM on games by reinforcement learning, on a laptop or a cluster",
     "serve": "serve models: a page to play with them, a game API, OpenAI's API",
+    "paper": "put the paper's claims to the test at laptop size, and write what came of it",
     "graph": "print the graphs of a run and where its parts are placed",
     "explain": "tell why a board, an answer or a group of rollouts earns what it earns",
     "runs": "list runs: games, state, steps, best reward",

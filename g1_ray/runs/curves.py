@@ -146,28 +146,29 @@ def save_curves(folder: str | Path) -> Path:
         table = csv.writer(file)
         table.writerow(["step", *columns])
         table.writerows([line["step"], *(line.get(column) for column in columns)] for line in metrics)
-    _draw(folder / "curves.png", metrics, curves, names)
+    draw_curves(folder / "curves.png", curves, {label: (metrics, its) for label, its in names.items()})
     return folder / "curves.png"
 
 
-def _draw(
-    path: Path, metrics: Sequence[Mapping[str, Any]], curves: Mapping[str, str], names: Mapping[str, Mapping[str, str]]
-) -> None:
-    """A plot for each of `curves`, with a line for each of `names`: label -> curve -> metric."""
+Lines = Mapping[str, tuple[Sequence[Mapping[str, Any]], Mapping[str, str]]]
+"""Label -> the metrics of a run, and curve -> metric."""
+
+
+def draw_curves(path: Path, curves: Mapping[str, str], lines: Lines) -> None:
+    """Writes a picture with a plot for each of `curves` (curve -> title), with a line in it for each of `lines`."""
     from matplotlib.figure import Figure  # without pyplot: no display, nothing global
 
     rows, columns = -(-len(curves) // 4), min(len(curves), 4)
     figure = Figure(figsize=(4 * columns, 3.4 * rows), layout="constrained")
-    steps = np.array([line["step"] for line in metrics])
-    window = max(1, len(steps) // 20)
     places = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in places[len(curves) :]:
         axes.set_visible(False)
     for axes, (curve, title) in zip(places, curves.items(), strict=False):
-        for i, (label, metric) in enumerate(names.items()):
+        for i, (label, (metrics, metric)) in enumerate(lines.items()):
+            steps = np.array([line["step"] for line in metrics])
             # A step in which no answer bears on a metric lacks it.
             values = curve_of(metrics, metric[curve])
-            known = ~np.isnan(values)
+            known, window = ~np.isnan(values), max(1, len(steps) // 20)
             axes.plot(steps[known], values[known], color=f"C{i}", alpha=0.25, linewidth=1)
             axes.plot(steps[known], smooth(values, window)[known], color=f"C{i}", label=label)
         axes.set_title(title, fontsize=10)
@@ -175,6 +176,6 @@ def _draw(
         axes.grid(alpha=0.3)
         if curve in SHARES:
             axes.set_ylim(-0.02, 1.02)
-    if any(names):
+    if any(lines):
         figure.axes[0].legend()
     figure.savefig(path, dpi=110)

@@ -238,7 +238,15 @@ for line in sys.stdin.read().splitlines():
 
 
 def test_without_extras_a_command_works_or_names_the_extra(tmp_path):  # 31
-    work = ["games", "games swap", "play 2048 --player greedy --seed 0", "--version", "--help", "bench --help"]
+    work = [
+        "games",
+        "games swap",
+        "play 2048 --player greedy --seed 0",
+        "--version",
+        "--help",
+        "bench --help",
+        "paper --help",
+    ]
     need = {
         "evaluate": "--games swap --players uniform", "explain": "2048", "graph": Q, "report": str(tmp_path),
         "export": f"{tmp_path} --to datasets", "coldstart": COLD, "tiny": f"{tmp_path}/tiny", "runs": str(tmp_path),

@@ -1,0 +1,185 @@
+"""The paper's claims put to the test: which runs an experiment consists of, and the page that says what they came to.
+
+A claim holds for a game where the trained model is above the one before it, intervals apart, with every seed.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from g1_ray.config import NAME, Section, load_section
+from g1_ray.evaluation.results import Mean, difference_of
+from g1_ray.files import read_lines, write_text
+from g1_ray.runs.curves import CURVES, PATTERNS, curve_of, draw_curves, games_with_curves
+from g1_ray.tables import markdown
+
+EDGE = 0.1
+"""Share of a run's steps that its start is, and its end."""
+
+
+class Experiment(Section):
+    """Runs that one claim is tested by: each of the configs, in each of the variants, with as many seeds."""
+
+    name: str = Field(pattern=NAME, description="its runs are called by it")
+    claim: str = Field(description="what is tested, a sentence")
+    configs: tuple[str, ...] = Field(min_length=1, description="of jobs/configs, without .toml")
+    before: str = Field(description="the model that runs start from, by its name among the baselines")
+    set: tuple[str, ...] = Field((), description="options of every run, e.g. 'minutes=20'")
+    variants: dict[str, tuple[str, ...]] = Field({"": ()}, description="name -> options of its runs")
+    seeds: int = Field(3, ge=1)
+
+    def trials(self) -> list["Trial"]:
+        """Its runs, all variants of a config with a seed together."""
+        return [
+            Trial(self, config, variant, seed)
+            for config in self.configs
+            for seed in range(self.seeds)
+            for variant in self.variants
+        ]
+
+
+class Claims(Section):
+    """What `make paper` runs."""
+
+    experiments: tuple[Experiment, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run of an experiment."""
+
+    experiment: Experiment
+    config: str
+    variant: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """E.g. "g0-shisen-seed1"."""
+        parts = (self.experiment.name, self.config, self.variant.replace(" ", "-"), f"seed{self.seed}")
+        return "-".join(filter(None, parts))
+
+    @property
+    def options(self) -> list[str]:
+        """All of its options but where it is to be written."""
+        return [*self.experiment.set, *self.experiment.variants[self.variant], f"seed={self.seed}", f"name={self.name}"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a run came to."""
+
+    trial: Trial
+    game: str
+    metrics: list[dict[str, Any]]
+    before: Mean
+    """Moves that score at T=1, in %."""
+    after: Mean
+
+    @property
+    def gain(self) -> Mean:
+        """What training brought, in % of the moves."""
+        return difference_of(self.after, self.before)
+
+    def ends(self, curve: str) -> tuple[float, float]:
+        """The mean of a curve over the first and the last tenth of the steps."""
+        values = curve_of(self.metrics, f"{self.game}/{curve}")
+        edge = max(1, round(EDGE * len(values)))
+        return _mean(values[:edge]), _mean(values[-edge:])
+
+    def along(self, curve: str) -> float:
+        """How a curve goes with that of the reward (Pearson's correlation over the steps)."""
+        one, other = (curve_of(self.metrics, f"{self.game}/{name}") for name in (curve, "reward_game"))
+        known = ~np.isnan(one) & ~np.isnan(other)
+        flat = not known.any() or one[known].std() == 0 or other[known].std() == 0
+        return float("nan") if flat else float(np.corrcoef(one[known], other[known])[0, 1])
+
+    def risen(self) -> str:
+        """The pattern of thinking whose share rose by most."""
+        rises = {name: last - first for name in PATTERNS for first, last in [self.ends(f"pattern_{name}")]}
+        return max((name for name in rises if rises[name] == rises[name]), key=rises.__getitem__)
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def load_claims(path: Path) -> Claims:
+    """The experiments of a TOML file. Raises `ValueError` of at most three lines."""
+    return load_section(Claims, path)
+
+
+def found(trial: Trial, folder: Path) -> Found | None:
+    """What a run in a folder came to; None where it is not finished."""
+    results = folder / "eval" / "results.json"
+    if not results.is_file() or not (folder / "report.json").is_file():
+        return None
+    metrics = read_lines(folder / "metrics.jsonl")
+    (game,) = games_with_curves(metrics)
+    scoring = {line["player"]: Mean(*line["scoring"]) for line in json.loads(results.read_text()) if "scoring" in line}
+    label = json.loads((folder / "config.json").read_text())["eval"]["label"]
+    return Found(trial, game, metrics, scoring[f"{trial.experiment.before}, T=1"], scoring[f"{label}, T=1"])
+
+
+def write_page(path: Path, claims: Claims, runs: Path) -> None:
+    """Writes the page, and beside it a picture for each game of each experiment."""
+    about = __doc__.partition("\n\n")[2].strip()
+    parts = ["# The paper's claims, at laptop size\n", f"    make paper\n\n{about}\n"]
+    for experiment in claims.experiments:
+        its = [one for trial in experiment.trials() if (one := found(trial, runs / trial.name))]
+        parts.append(f"## {experiment.claim}\n")
+        parts += _section(experiment, its, path) if its else ["Not run yet.\n"]
+    write_text(path, "\n".join(parts))
+
+
+def _section(experiment: Experiment, its: Sequence[Found], path: Path) -> list[str]:
+    parts = [f"Options: `{' '.join(experiment.set)}`\n", markdown(_rows(its))]
+    for config in experiment.configs:
+        for variant in experiment.variants:
+            mine = [one for one in its if (one.trial.config, one.trial.variant) == (config, variant)]
+            if mine:
+                parts.append(_verdict(mine))
+        of_config = [one for one in its if one.trial.config == config]
+        if of_config:
+            picture = path.parent / path.stem / f"{experiment.name}-{config}.png"
+            picture.parent.mkdir(exist_ok=True)
+            _draw(picture, of_config)
+            parts.append(f"\n![{experiment.name}, {config}]({path.stem}/{picture.name})\n")
+    return parts
+
+
+def _draw(picture: Path, its: Sequence[Found]) -> None:
+    curves = {**CURVES, **{f"pattern_{name}": f"thinking: {title}" for name, title in PATTERNS.items()}}
+    lines = {
+        f"{one.trial.variant} seed {one.trial.seed}".strip(): (one.metrics, {c: f"{one.game}/{c}" for c in curves})
+        for one in its
+    }
+    draw_curves(picture, curves, lines)
+
+
+def _rows(its: Sequence[Found]) -> list[list[str]]:
+    head = "run|before, T=1, % of moves that score|after|gain|steps|P_acc, start to end|R_acc|pattern that rose by most"
+    rows = [head.split("|")]
+    for one in its:
+        p_acc, r_acc = (" to ".join(f"{end:.2f}" for end in one.ends(curve)) for curve in ("p_acc", "r_acc"))
+        name = one.risen()
+        shares = " to ".join(f"{end:.2f}" for end in one.ends(f"pattern_{name}"))
+        pattern = f"{PATTERNS[name]}: {shares}, r = {one.along(f'pattern_{name}'):.2f} with the reward"
+        steps = str(one.metrics[-1]["step"])
+        rows.append([one.trial.name, str(one.before), str(one.after), str(one.gain), steps, p_acc, r_acc, pattern])
+    return rows
+
+
+def _verdict(its: Sequence[Found]) -> str:
+    above, below = (sum(sign > 0 for sign in signs) for signs in
+                    ([one.gain.low for one in its], [-one.gain.high for one in its]))  # fmt: skip
+    what = " ".join(filter(None, (its[0].trial.config, its[0].trial.variant)))
+    held = "holds" if above == len(its) else "does not hold" if not above else "holds in part"
+    return f"- {what}: {held}: above the model before it in {above} of {len(its)} seeds, below it in {below}."

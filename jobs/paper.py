@@ -1,0 +1,63 @@
+"""Put the paper's claims to the test at laptop size, and write what came of it: hours, and it goes on where it was."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from jobs.options import Parser, check_numbers
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def options() -> Parser:
+    """What the command takes."""
+    parser = Parser("paper", __doc__)
+    parser.add_argument(
+        "experiments", nargs="*", metavar="EXPERIMENT", help="of jobs/configs/claims.toml (default: all)"
+    )
+    parser.add_argument("--claims", default=str(CONFIGS / "claims.toml"), metavar="FILE", help="other experiments")
+    parser.add_argument(
+        "--runs", default="runs/paper", metavar="FOLDER", help="where the runs are (default runs/paper)"
+    )
+    parser.add_argument("--out", default="docs/paper.md", metavar="FILE", help="the page (default docs/paper.md)")
+    parser.add_argument("--seeds", type=int, default=0, help="fewer seeds than the experiments have")
+    parser.add_argument("--page-only", action="store_true", help="run nothing, write the page of what there is")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="OPTION=VALUE", help="options of every run, e.g. minutes=1"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`g1-ray paper`."""
+    args = options().parse_args(argv)
+    check_numbers(args, seeds=0)
+
+    from g1_ray.report.claims import load_claims, write_page
+
+    claims, runs = load_claims(Path(args.claims)), Path(args.runs)
+    names = [experiment.name for experiment in claims.experiments]
+    for name in args.experiments:
+        if name not in names:
+            raise ValueError(f"no experiment {name!r}; there are {', '.join(names)}")
+    for experiment in claims.experiments:
+        for trial in experiment.trials():
+            wanted = experiment.name in (args.experiments or names) and trial.seed < (args.seeds or experiment.seeds)
+            if args.page_only or not wanted or (runs / trial.name / "report.json").exists():
+                continue
+            config = str(CONFIGS / f"{trial.config}.toml")
+            command = ["train", config, *trial.options, *args.set, f"out={runs}"]
+            command += ["--resume"] if (runs / trial.name).exists() else []
+            print(f"g1-ray {' '.join(command)}", flush=True)
+            if status := subprocess.run([sys.executable, "-m", "jobs", *command]).returncode:
+                return status
+            write_page(Path(args.out), claims, runs)
+    write_page(Path(args.out), claims, runs)
+    print(f"wrote {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    from jobs.__main__ import run
+
+    raise SystemExit(run("paper", main))
