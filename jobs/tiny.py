@@ -15,6 +15,20 @@ if TYPE_CHECKING:
     from g1_ray.coldstart.config import ColdstartConfig, LessonConfig
 
 MODELS = ("tiny-base", "tiny-coldstart")
+_WORKINGS = "teacher.styles={none=0.1, places=0.05, kinds=0.05, partial=0.15, working=0.65}"
+_RATIOS = ("games.0.ratio=1", "games.1.ratio=0.5")
+STAGES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "tiny-base": (
+        (),
+        # Most thoughts are whole workings, or what they come to is not learned; then back to the shares of the first.
+        (_WORKINGS, *_RATIOS, *(f"games.{i}.examples={n}" for i, n in enumerate((12000, 8000, 32000, 32000, 32000))),
+         "sft.steps=1300"),
+        (*(f"games.{i}.examples={n}" for i, n in enumerate((3000, 3000, 5000, 5000, 5000))),
+         "sft.steps=150", "sft.optimizer.lr=5e-4"),
+    ),
+    "tiny-coldstart": ((),),
+}  # fmt: skip
+"""Of a model, what differs from its config in each stage of its training; a stage goes on from the one before."""
 CONFIGS = Path(__file__).parent / "configs"
 MAX_TOKENS = 200
 """Longest answer where models are measured; the workings of the tiny models' games are shorter."""
@@ -55,20 +69,20 @@ def main(argv: list[str] | None = None) -> int:
         print(f"wrote {out}")
     for name in MODELS if args.train else ():
         if not (out / name / "made.json").exists():
-            train(recipe(name, args), out, args)
+            train(name, out, args)
     return 0
 
 
-def config_of(name: str) -> "ColdstartConfig":
+def config_of(name: str, overrides: "Sequence[str]" = ()) -> "ColdstartConfig":
     """How a model is made; what it starts from is put in later."""
     from g1_ray.coldstart.config import load_coldstart
 
-    return load_coldstart(CONFIGS / f"coldstart-{name}.toml", ["model=tiny-base"])
+    return load_coldstart(CONFIGS / f"coldstart-{name}.toml", ["model=tiny-base", *overrides])
 
 
-def recipe(name: str, args: argparse.Namespace) -> "ColdstartConfig":
-    """The same by the command line: with fewer games, with more or fewer examples and steps."""
-    config = config_of(name)
+def recipe(name: str, args: argparse.Namespace, stage: int = 0) -> "ColdstartConfig":
+    """A stage of it by the command line: with fewer games, with more or fewer examples and steps."""
+    config = config_of(name, STAGES[name][stage])
     games = tuple(
         game.model_copy(update={"examples": max(1, round(game.examples * args.scale))})
         for game in config.games
@@ -78,36 +92,51 @@ def recipe(name: str, args: argparse.Namespace) -> "ColdstartConfig":
         learned = ", ".join(game.name for game in config.games)
         raise ValueError(f"--games {' '.join(args.games)}: {name} learns {learned}; name one of these too")
     sft = config.sft.model_copy(update={"steps": max(1, round(config.sft.steps * args.scale))})
-    about = {"model": f"{args.out}/untrained", "out": f"{args.out}/runs", "seed": args.seed}
+    about = {"name": f"{name}-{stage + 1}", "out": f"{args.out}/runs", "seed": args.seed + stage}
     return config.model_copy(update={**about, "games": games, "sft": sft})
 
 
-def train(config: "ColdstartConfig", out: Path, args: argparse.Namespace) -> None:
-    """Trains OUT/<name> from the untrained model, or goes on where that was stopped."""
+def train(name: str, out: Path, args: argparse.Namespace) -> None:
+    """Trains OUT/<name> from the untrained model, stage by stage, or goes on where that was stopped."""
     from g1_ray.coldstart.examples import Example, Maker, make_examples
+    from g1_ray.coldstart.sft import last_checkpoint
     from g1_ray.models.tiny import ship
     from jobs.coldstart import fine_tune
 
-    began, name = time.monotonic(), config.name
+    began, start = time.monotonic(), out / "untrained"
+    configs = [recipe(name, args, stage) for stage in range(len(STAGES[name]))]
+    for config in configs:
+        config = config.model_copy(update={"model": str(start)})
 
-    def examples_of(game: "LessonConfig") -> list[Example]:
-        examples = list(make_examples(Maker(game, config.teacher, config.seed), game.examples))
-        print(f"{name}: {len(examples)} examples of {game.name}, {time.monotonic() - began:.0f} s", flush=True)
-        return examples
+        def examples_of(game: "LessonConfig", config: "ColdstartConfig" = config) -> list[Example]:
+            examples = list(make_examples(Maker(game, config.teacher, config.seed), game.examples))
+            print(f"{config.name}: {len(examples)} examples of {game.name}", flush=True)
+            return examples
 
-    trainer = fine_tune(config, examples_of, lambda line: print(f"{name}: {line}", flush=True))
-    some = "" if len(args.games) == len(config_of("tiny-base").games) else f" --games {' '.join(args.games)}"
-    made = {
-        "command": f"g1-ray tiny OUT --train --seed {args.seed} --scale {args.scale}{some}",
-        "games": [game.model_dump(mode="json") for game in config.games],
-        "teacher": config.teacher.kind,
-        "sft": config.sft.model_dump(mode="json"),
-    }
+        trainer = fine_tune(config, examples_of, lambda line: print(f"{name}: {line}", flush=True))
+        start = last_checkpoint(config.folder) or start
     ship(trainer.model, trainer.chat, out / name)
     assert trainer.card, "fine_tune gives one"
-    replace(trainer.card, base="").write(out / name, trainer.reached)
-    write_json(out / name / "made.json", made, indent=1)
+    steps = sum(config.sft.steps for config in configs)
+    replace(trainer.card, name=name, base="").write(out / name, f"{steps} steps in {len(configs)} stages")
+    write_json(out / name / "made.json", made(configs, args), indent=1)
     print(f"wrote {out / name}, {time.monotonic() - began:.0f} s", flush=True)
+
+
+def made(configs: "Sequence[ColdstartConfig]", args: argparse.Namespace) -> dict[str, object]:
+    """How a model was made: the command, and all that was learned in each stage."""
+    some = "" if len(args.games) == len(config_of("tiny-base").games) else f" --games {' '.join(args.games)}"
+    return {
+        "command": f"g1-ray tiny OUT --train --seed {args.seed} --scale {args.scale}{some}",
+        "stages": [
+            {
+                "games": [game.model_dump(mode="json") for game in config.games],
+                "teacher": config.teacher.model_dump(mode="json", include={"kind", "styles", "follow"}),
+                "sft": config.sft.model_dump(mode="json"),
+            }
+            for config in configs
+        ],
+    }
 
 
 def measure(out: Path, games: "Sequence[LessonConfig]", num: int) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from g1_ray.config import NAME, Section, load_section
@@ -20,7 +19,7 @@ from g1_ray.runs.curves import CURVES, PATTERNS, curve_of, draw_curves, games_wi
 from g1_ray.tables import markdown
 
 EDGE = 0.1
-"""Share of a run's steps that its start is, and its end."""
+"""Share of a curve that its start is, and its end."""
 
 
 class Experiment(Section):
@@ -88,10 +87,19 @@ class Found:
         return difference_of(self.after, self.before)
 
     def ends(self, curve: str) -> tuple[float, float]:
-        """The mean of a curve over the first and the last tenth of the steps."""
+        """The mean of the first and of the last tenth of a curve's values; NaN where it has none."""
         values = curve_of(self.metrics, f"{self.game}/{curve}")
-        edge = max(1, round(EDGE * len(values)))
-        return _mean(values[:edge]), _mean(values[-edge:])
+        known = values[~np.isnan(values)]
+        edge = max(1, round(EDGE * len(known)))
+        return (float(known[:edge].mean()), float(known[-edge:].mean())) if len(known) else (float("nan"),) * 2
+
+    def accuracies(self, name: str) -> tuple[float, float]:
+        """P_acc or R_acc at the start and at the end: the lab's, where it was looked into, else that of training.
+
+        They are one but where descriptions are given in training.
+        """
+        lab = self.ends(f"lab_{name}")
+        return self.ends(name) if np.isnan(lab).any() else lab
 
     def along(self, curve: str) -> float:
         """How a curve goes with that of the reward (Pearson's correlation over the steps)."""
@@ -104,11 +112,6 @@ class Found:
         """The pattern of thinking whose share rose by most."""
         rises = {name: last - first for name in PATTERNS for first, last in [self.ends(f"pattern_{name}")]}
         return max((name for name in rises if rises[name] == rises[name]), key=rises.__getitem__)
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")
 
 
 def load_claims(path: Path) -> Claims:
@@ -168,7 +171,7 @@ def _rows(its: Sequence[Found]) -> list[list[str]]:
     head = "run|before, T=1, % of moves that score|after|gain|steps|P_acc, start to end|R_acc|pattern that rose by most"
     rows = [head.split("|")]
     for one in its:
-        p_acc, r_acc = (" to ".join(f"{end:.2f}" for end in one.ends(curve)) for curve in ("p_acc", "r_acc"))
+        p_acc, r_acc = (" to ".join(f"{end:.2f}" for end in one.accuracies(name)) for name in ("p_acc", "r_acc"))
         name = one.risen()
         shares = " to ".join(f"{end:.2f}" for end in one.ends(f"pattern_{name}"))
         pattern = f"{PATTERNS[name]}: {shares}, r = {one.along(f'pattern_{name}'):.2f} with the reward"
@@ -182,4 +185,8 @@ def _verdict(its: Sequence[Found]) -> str:
                     ([one.gain.low for one in its], [-one.gain.high for one in its]))  # fmt: skip
     what = " ".join(filter(None, (its[0].trial.config, its[0].trial.variant)))
     held = "holds" if above == len(its) else "does not hold" if not above else "holds in part"
-    return f"- {what}: {held}: above the model before it in {above} of {len(its)} seeds, below it in {below}."
+    first, last = np.mean([one.accuracies("p_acc") for one in its], 0)
+    return (
+        f"- {what}: {held}: above the model before it in {above} of {len(its)} seeds, below it in {below}; "
+        f"P_acc from {first:.2f} to {last:.2f}."
+    )

@@ -207,7 +207,8 @@ def test_command_trains_and_measures(tmp_path: Path, monkeypatch: pytest.MonkeyP
         with safe_open(tmp_path / name / "model.safetensors", "pt") as file:
             assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float16}
         assert AutoModelForImageTextToText.from_pretrained(tmp_path / name).dtype == torch.float32
-        assert json.loads((tmp_path / name / "made.json").read_text())["teacher"] in ("generalist", "oracle")
+        stages = json.loads((tmp_path / name / "made.json").read_text())["stages"]
+        assert [stage["teacher"]["kind"] for stage in stages] in (["generalist"] * 3, ["oracle"])
         assert "A model from scratch" in (tmp_path / name / "README.md").read_text()
     shown: list[list[str]] = []
     monkeypatch.setattr("jobs.evaluate.main", shown.append)

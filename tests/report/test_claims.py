@@ -73,7 +73,7 @@ def test_the_page_says_which_claims_hold(tmp_path: Path, players: tuple[str, str
         finish(trial, tmp_path / "runs", {"base": "uniform", "G0": player}, 0.1)
     write_page(tmp_path / "paper.md", claims, tmp_path / "runs")
     text = (tmp_path / "paper.md").read_text()
-    assert f"- 2048: {verdict}." in text and "## It learns" in text
+    assert f"- 2048: {verdict}; P_acc from 0.52 to 0.97." in text and "## It learns" in text
     assert re.search(r"\| try-2048-seed1 \| [\d.]+ \[", text)
     (picture,) = re.findall(r"!\[.*\]\((.*)\)", text)
     assert (tmp_path / picture).stat().st_size > 10_000
