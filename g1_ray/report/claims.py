@@ -15,7 +15,7 @@ from pydantic import Field
 from g1_ray.config import NAME, Section, load_section
 from g1_ray.evaluation.results import Mean, difference_of
 from g1_ray.files import read_lines, write_text
-from g1_ray.runs.curves import CURVES, PATTERNS, curve_of, draw_curves, games_with_curves
+from g1_ray.runs.curves import CURVES, PATTERNS, curve_of, draw_curves, games_with_curves, smooth
 from g1_ray.tables import markdown
 
 EDGE = 0.1
@@ -32,6 +32,7 @@ class Experiment(Section):
     set: tuple[str, ...] = Field((), description="options of every run, e.g. 'minutes=20'")
     variants: dict[str, tuple[str, ...]] = Field({"": ()}, description="name -> options of its runs")
     seeds: int = Field(3, ge=1)
+    reach: float = Field(0.0, ge=0, le=1, description="an R_acc: told is how many answers it took to get there; 0: not")
 
     def trials(self) -> list["Trial"]:
         """Its runs, all variants of a config with a seed together."""
@@ -80,6 +81,7 @@ class Found:
     before: Mean
     """Moves that score at T=1, in %."""
     after: Mean
+    group_size: int
 
     @property
     def gain(self) -> Mean:
@@ -100,6 +102,12 @@ class Found:
         """
         lab = self.ends(f"lab_{name}")
         return self.ends(name) if np.isnan(lab).any() else lab
+
+    def answers_to(self, r_acc: float) -> int | None:
+        """Answers that had come, of flat groups too, when R_acc, smoothed, was there; None where it never was."""
+        reached = smooth(curve_of(self.metrics, f"{self.game}/r_acc"), max(1, len(self.metrics) // 20)) >= r_acc
+        answers = np.nancumsum(curve_of(self.metrics, f"{self.game}/groups")) * self.group_size
+        return int(answers[reached.argmax()]) if reached.any() else None
 
     def along(self, curve: str) -> float:
         """How a curve goes with that of the reward (Pearson's correlation over the steps)."""
@@ -127,8 +135,9 @@ def found(trial: Trial, folder: Path) -> Found | None:
     metrics = read_lines(folder / "metrics.jsonl")
     (game,) = games_with_curves(metrics)
     scoring = {line["player"]: Mean(*line["scoring"]) for line in json.loads(results.read_text()) if "scoring" in line}
-    label = json.loads((folder / "config.json").read_text())["eval"]["label"]
-    return Found(trial, game, metrics, scoring[f"{trial.experiment.before}, T=1"], scoring[f"{label}, T=1"])
+    config = json.loads((folder / "config.json").read_text())
+    before, after = (scoring[f"{name}, T=1"] for name in (trial.experiment.before, config["eval"]["label"]))
+    return Found(trial, game, metrics, before, after, config["rollout"]["group_size"])
 
 
 def write_page(path: Path, claims: Claims, runs: Path) -> None:
@@ -169,14 +178,16 @@ def _draw(picture: Path, its: Sequence[Found]) -> None:
 
 def _rows(its: Sequence[Found]) -> list[list[str]]:
     head = "run|before, T=1, % of moves that score|after|gain|steps|P_acc, start to end|R_acc|pattern that rose by most"
-    rows = [head.split("|")]
+    reach = its[0].trial.experiment.reach
+    rows = [[*head.split("|"), *([f"answers to an R_acc of {reach:g}"] if reach else [])]]
     for one in its:
         p_acc, r_acc = (" to ".join(f"{end:.2f}" for end in one.accuracies(name)) for name in ("p_acc", "r_acc"))
         name = one.risen()
         shares = " to ".join(f"{end:.2f}" for end in one.ends(f"pattern_{name}"))
         pattern = f"{PATTERNS[name]}: {shares}, r = {one.along(f'pattern_{name}'):.2f} with the reward"
         steps = str(one.metrics[-1]["step"])
-        rows.append([one.trial.name, str(one.before), str(one.after), str(one.gain), steps, p_acc, r_acc, pattern])
+        row = [one.trial.name, str(one.before), str(one.after), str(one.gain), steps, p_acc, r_acc, pattern]
+        rows.append([*row, *([f"{one.answers_to(reach) or 'not reached'}"] if reach else [])])
     return rows
 
 

@@ -26,7 +26,7 @@ def finish(trial: Trial, runs: Path, players: dict[str, str], rise: float) -> No
     """A finished run as the writers leave it, whose models play as the classic players do."""
     folder = RunFolder.open(small_config(runs, name=trial.name, trackers=[], eval={"label": "G0"}))
     for step in range(40):
-        its = {"reward": rise * step, "reward_game": rise * step, "p_acc": 0.5 + step / 80, "r_acc": 0.5}
+        its = {"reward": rise * step, "reward_game": rise * step, "p_acc": 0.5 + step / 80, "r_acc": 0.5, "groups": 5.0}
         its |= {"pattern_check": step / 40, "pattern_none": 0.5}
         folder.log(step + 1, {f"2048/{name}": value for name, value in its.items()})
     task = folder.config.games[0].task()
@@ -56,6 +56,7 @@ def test_what_a_run_came_to(tmp_path: Path) -> None:
     assert one.ends("p_acc") == (pytest.approx(0.5 + 1.5 / 80), pytest.approx(0.5 + 37.5 / 80))
     assert one.risen() == "check" and one.along("pattern_check") == pytest.approx(1)
     assert np.isnan(one.along("pattern_none"))  # it never changes
+    assert one.answers_to(0.5) == 5 * one.group_size and one.answers_to(0.6) is None
     assert found(other, tmp_path / other.name) is None
 
 
