@@ -20,6 +20,7 @@ from g1_ray.tables import markdown
 
 EDGE = 0.1
 """Share of a curve that its start is, and its end."""
+_CURVES = {**CURVES, **{f"pattern_{name}": f"thinking: {title}" for name, title in PATTERNS.items()}}
 
 
 class Experiment(Section):
@@ -141,13 +142,16 @@ def found(trial: Trial, folder: Path) -> Found | None:
 
 
 def write_page(path: Path, claims: Claims, runs: Path) -> None:
-    """Writes the page, and beside it a picture for each game of each experiment."""
+    """Writes the page, and beside it a picture for each game of each experiment, and of each run its curves as a table
+    and the table of all players."""
     about = __doc__.partition("\n\n")[2].strip()
     parts = ["# The paper's claims, at laptop size\n", f"    make paper\n\n{about}\n"]
     for experiment in claims.experiments:
         its = [one for trial in experiment.trials() if (one := found(trial, runs / trial.name))]
         parts.append(f"## {experiment.claim}\n")
         parts += _section(experiment, its, path) if its else ["Not run yet.\n"]
+        for one in its:
+            _keep(one, runs / one.trial.name / "eval" / "table.md", path.parent / path.stem / one.trial.name)
     write_text(path, "\n".join(parts))
 
 
@@ -167,13 +171,21 @@ def _section(experiment: Experiment, its: Sequence[Found], path: Path) -> list[s
     return parts
 
 
+def _keep(one: Found, table: Path, kept: Path) -> None:
+    """Raw results: <kept>.md, and <kept>.csv with a line for each step."""
+    write_text(kept.with_suffix(".md"), table.read_text())
+    columns = ["step", *(f"{one.game}/{name}" for name in _CURVES)]
+    values = np.stack([curve_of(one.metrics, name) for name in columns], 1)
+    lines = [",".join("" if value != value else f"{value:.4g}" for value in row) for row in values.tolist()]
+    write_text(kept.with_suffix(".csv"), "\n".join([",".join(columns), *lines, ""]))
+
+
 def _draw(picture: Path, its: Sequence[Found]) -> None:
-    curves = {**CURVES, **{f"pattern_{name}": f"thinking: {title}" for name, title in PATTERNS.items()}}
     lines = {
-        f"{one.trial.variant} seed {one.trial.seed}".strip(): (one.metrics, {c: f"{one.game}/{c}" for c in curves})
+        f"{one.trial.variant} seed {one.trial.seed}".strip(): (one.metrics, {c: f"{one.game}/{c}" for c in _CURVES})
         for one in its
     }
-    draw_curves(picture, curves, lines)
+    draw_curves(picture, _CURVES, lines)
 
 
 def _rows(its: Sequence[Found]) -> list[list[str]]:

@@ -42,7 +42,7 @@ def test_parameters_are_those_of_the_published_models():
 
 def test_a_folder_is_looked_at_and_an_unknown_name_is_not():
     shape = shape_of("tiny-base")
-    assert shape.params == 497_136 and (shape.text.depth, shape.text.width, shape.text.inner) == (3, 96, 192)
+    assert shape.params == 497_712 and (shape.text.depth, shape.text.width, shape.text.inner) == (3, 96, 192)
     assert shape_of("somebody/unknown-vl") is None
 
 
