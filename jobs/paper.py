@@ -12,10 +12,10 @@ CONFIGS = Path(__file__).parent / "configs"
 def options() -> Parser:
     """What the command takes."""
     parser = Parser("paper", __doc__)
+    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="of jobs/claims.toml (default: all)")
     parser.add_argument(
-        "experiments", nargs="*", metavar="EXPERIMENT", help="of jobs/configs/claims.toml (default: all)"
+        "--claims", default=str(CONFIGS.parent / "claims.toml"), metavar="FILE", help="other experiments"
     )
-    parser.add_argument("--claims", default=str(CONFIGS / "claims.toml"), metavar="FILE", help="other experiments")
     parser.add_argument(
         "--runs", default="runs/paper", metavar="FOLDER", help="where the runs are (default runs/paper)"
     )

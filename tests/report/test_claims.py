@@ -14,7 +14,7 @@ from g1_ray.runs.run_folder import RunFolder
 from jobs.paper import CONFIGS, main
 from tests.folders import small_config
 
-CLAIMS = CONFIGS / "claims.toml"
+CLAIMS = CONFIGS.parent / "claims.toml"
 
 
 def claims_of(**more) -> Claims:
