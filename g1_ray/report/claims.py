@@ -208,6 +208,7 @@ def _verdict(its: Sequence[Found]) -> str:
                     ([one.gain.low for one in its], [-one.gain.high for one in its]))  # fmt: skip
     what = " ".join(filter(None, (its[0].trial.config, its[0].trial.variant)))
     held = "holds" if above == len(its) else "does not hold" if not above else "holds in part"
+    held += " so far" if len(its) < its[0].trial.experiment.seeds else ""
     first, last = np.mean([one.accuracies("p_acc") for one in its], 0)
     return (
         f"- {what}: {held}: above the model before it in {above} of {len(its)} seeds, below it in {below}; "

@@ -76,6 +76,8 @@ def test_the_page_says_which_claims_hold(tmp_path: Path, players: tuple[str, str
     text = (tmp_path / "paper.md").read_text()
     assert f"- 2048: {verdict}; P_acc from 0.52 to 0.97." in text and "## It learns" in text
     assert re.search(r"\| try-2048-seed1 \| [\d.]+ \[", text)
+    write_page(tmp_path / "more.md", claims_of(seeds=3), tmp_path / "runs")
+    assert f"- 2048: {verdict.replace(':', ' so far:', 1)}; P_acc" in (tmp_path / "more.md").read_text()
     steps = (tmp_path / "paper" / "try-2048-seed0.csv").read_text().splitlines()
     assert len(steps) == 41 and steps[0].startswith("step,2048/reward") and steps[2].startswith("2,0.1,0.5125,0.5")
     assert "| base, T=1 |" in (tmp_path / "paper" / "try-2048-seed0.md").read_text()
