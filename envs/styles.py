@@ -31,21 +31,29 @@ class Generalist(Teacher):
     def __init__(self, task: Task, shares: Mapping[str, float], follow: float = FOLLOW) -> None:
         if not 0 <= follow <= 1:
             raise ValueError(f"follow = {follow}: the rate at which a move follows from the thinking is 0 to 1")
-        if unknown := next((name for name in shares if name not in STYLES), ""):
-            raise ValueError(f"styles: no style {unknown!r}; there are {', '.join(STYLES)}")
-        if not sum(shares.values()) > 0 or any(share < 0 for share in shares.values()):
-            raise ValueError(f"styles = {dict(shares)}: shares must not be below 0, and one must be above")
+        check_shares(shares)
         self.codec, self.follow, self._styles = Codec(task), follow, list(shares)
         self._shares = np.array([*shares.values()]) / sum(shares.values())
 
     def answer(self, game: Game, rng: np.random.Generator) -> Lesson:
         """`erred`: the move does not follow from the thinking, though one would."""
-        thought = STYLES[self._styles[int(rng.choice(len(self._styles), p=self._shares))]](game, self.codec.names, rng)
+        style = STYLES[self._styles[int(rng.choice(len(self._styles), p=self._shares))]]
+        if not game.perception().any():
+            style = none  # there is nothing to tell of
+        thought = style(game, self.codec.names, rng)
         follows = rng.random() < self.follow
         moves = thought.moves if follows and thought.moves else game.legal_actions()
         action = int(moves[int(rng.integers(len(moves)))])
         text = self.codec.write(game.perception(), thought.working, action)
         return Lesson(text, action, bool(thought.moves) and action not in thought.moves)
+
+
+def check_shares(shares: Mapping[str, float]) -> None:
+    """Raises `ValueError` where they are not shares of styles."""
+    if unknown := next((name for name in shares if name not in STYLES), ""):
+        raise ValueError(f"styles: no style {unknown!r}; there are {', '.join(STYLES)}")
+    if not 0 < sum(shares.values()) < float("inf") or any(share < 0 for share in shares.values()):
+        raise ValueError(f"styles = {dict(shares)}: shares must not be below 0, and one must be above")
 
 
 def none(game: Game, names: Sequence[str], rng: np.random.Generator) -> Thought:

@@ -1,10 +1,15 @@
 """Put the paper's claims to the test at laptop size, and write what came of it: hours, and it goes on where it was."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jobs.options import Parser, check_numbers
+
+if TYPE_CHECKING:
+    from g1_ray.report.claims import Claims, Trial
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -35,26 +40,45 @@ def main(argv: list[str] | None = None) -> int:
 
     from g1_ray.report.claims import load_claims, write_page
 
-    claims, runs = load_claims(Path(args.claims)), Path(args.runs)
+    claims, runs = load_claims(Path(args.claims), args.set), Path(args.runs)
     names = [experiment.name for experiment in claims.experiments]
     for name in args.experiments:
         if name not in names:
             raise ValueError(f"no experiment {name!r}; there are {', '.join(names)}")
+    check(claims)
     for experiment in claims.experiments:
         for trial in experiment.trials():
             wanted = experiment.name in (args.experiments or names) and trial.seed < (args.seeds or experiment.seeds)
             if args.page_only or not wanted or (runs / trial.name / "report.json").exists():
                 continue
-            config = str(CONFIGS / f"{trial.config}.toml")
-            command = ["train", config, *trial.options, *args.set, f"out={runs}"]
+            command = ["train", config_of(trial), *trial.options, f"out={runs}"]
             command += ["--resume"] if (runs / trial.name).exists() else []
-            print(f"g1-ray {' '.join(command)}", flush=True)
+            print(f"g1-ray {shlex.join(command)}", flush=True)
             if status := subprocess.run([sys.executable, "-m", "jobs", *command]).returncode:
                 return status
             write_page(Path(args.out), claims, runs)
     write_page(Path(args.out), claims, runs)
     print(f"wrote {args.out}")
     return 0
+
+
+def config_of(trial: "Trial") -> str:
+    """The file of a run's config."""
+    return str(CONFIGS / f"{trial.config}.toml")
+
+
+def check(claims: "Claims") -> None:
+    """Raises `ValueError` where a run could not start, or would end without what it is compared with."""
+    from g1_ray.config import load_config
+
+    for trial in (trial for experiment in claims.experiments for trial in experiment.trials()):
+        config = load_config(config_of(trial), trial.options)
+        if trial.experiment.before not in config.eval.baselines or not config.eval.runs:
+            its = ", ".join(config.eval.baselines) or "none"
+            raise ValueError(
+                f"{trial.name}: before = {trial.experiment.before!r} is not evaluated: eval.baselines: {its}, "
+                f"eval.runs = {config.eval.runs}"
+            )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from envs.styles import FOLLOW, SHARES, STYLES
+from envs.styles import FOLLOW, SHARES, STYLES, check_shares
 from envs.teacher import ERR_RATE
 from g1_ray.config import NAME, Folder, GameConfig, ModelName, OptimizerConfig, Section, StatesConfig, load_section
 from g1_ray.evaluation.endpoint import EndpointConfig
@@ -31,6 +31,9 @@ class TeacherConfig(EndpointConfig):
     def _check(self) -> "TeacherConfig":
         if self.kind == "endpoint" and not (self.url and self.model):
             raise ValueError("kind = 'endpoint' needs url and model")
+        if self.kind != "generalist" and (self.styles, self.follow) != (SHARES, FOLLOW):
+            raise ValueError(f"kind = {self.kind!r}: styles and follow are a generalist's; kind = 'generalist'")
+        check_shares(self.styles)
         return self
 
 

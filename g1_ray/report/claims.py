@@ -123,22 +123,27 @@ class Found:
         return max((name for name in rises if rises[name] == rises[name]), key=rises.__getitem__)
 
 
-def load_claims(path: Path) -> Claims:
-    """The experiments of a TOML file. Raises `ValueError` of at most three lines."""
-    return load_section(Claims, path)
+def load_claims(path: Path, options: Sequence[str] = ()) -> Claims:
+    """The experiments of a TOML file, with more options for every run. Raises `ValueError` of at most three lines."""
+    claims = load_section(Claims, path)
+    its = [each.model_copy(update={"set": (*each.set, *options)}) for each in claims.experiments]
+    return claims.model_copy(update={"experiments": tuple(its)})
 
 
-def found(trial: Trial, folder: Path) -> Found | None:
-    """What a run in a folder came to; None where it is not finished."""
+def found(trial: Trial, folder: Path) -> list[Found]:
+    """What a run in a folder came to, game by game; nothing where it is not finished."""
     results = folder / "eval" / "results.json"
     if not results.is_file() or not (folder / "report.json").is_file():
-        return None
-    metrics = read_lines(folder / "metrics.jsonl")
-    (game,) = games_with_curves(metrics)
-    scoring = {line["player"]: Mean(*line["scoring"]) for line in json.loads(results.read_text()) if "scoring" in line}
-    config = json.loads((folder / "config.json").read_text())
-    before, after = (scoring[f"{name}, T=1"] for name in (trial.experiment.before, config["eval"]["label"]))
-    return Found(trial, game, metrics, before, after, config["rollout"]["group_size"])
+        return []
+    metrics, config = read_lines(folder / "metrics.jsonl"), json.loads((folder / "config.json").read_text())
+    lines = [line for line in json.loads(results.read_text()) if "scoring" in line]
+    scoring = {(line["game"], line["player"]): Mean(*line["scoring"]) for line in lines}
+    before, after = (f"{name}, T=1" for name in (trial.experiment.before, config["eval"]["label"]))
+    size = config["rollout"]["group_size"]
+    return [
+        Found(trial, game, metrics, scoring[game, before], scoring[game, after], size)
+        for game in games_with_curves(metrics)
+    ]
 
 
 def write_page(path: Path, claims: Claims, runs: Path) -> None:
@@ -147,11 +152,13 @@ def write_page(path: Path, claims: Claims, runs: Path) -> None:
     about = __doc__.partition("\n\n")[2].strip()
     parts = ["# The paper's claims, at laptop size\n", f"    make paper\n\n{about}\n"]
     for experiment in claims.experiments:
-        its = [one for trial in experiment.trials() if (one := found(trial, runs / trial.name))]
+        its = [one for trial in experiment.trials() for one in found(trial, runs / trial.name)]
         parts.append(f"## {experiment.claim}\n")
         parts += _section(experiment, its, path) if its else ["Not run yet.\n"]
-        for one in its:
-            _keep(one, runs / one.trial.name / "eval" / "table.md", path.parent / path.stem / one.trial.name)
+        for name in {one.trial.name for one in its}:
+            for file in ("eval/table.md", "curves.csv"):
+                kept = path.parent / path.stem / f"{name}{Path(file).suffix}"
+                write_text(kept, (runs / name / file).read_text())
     write_text(path, "\n".join(parts))
 
 
@@ -160,8 +167,8 @@ def _section(experiment: Experiment, its: Sequence[Found], path: Path) -> list[s
     for config in experiment.configs:
         for variant in experiment.variants:
             mine = [one for one in its if (one.trial.config, one.trial.variant) == (config, variant)]
-            if mine:
-                parts.append(_verdict(mine))
+            for game in dict.fromkeys(one.game for one in mine):
+                parts.append(_verdict([one for one in mine if one.game == game]))
         of_config = [one for one in its if one.trial.config == config]
         if of_config:
             picture = path.parent / path.stem / f"{experiment.name}-{config}.png"
@@ -171,25 +178,17 @@ def _section(experiment: Experiment, its: Sequence[Found], path: Path) -> list[s
     return parts
 
 
-def _keep(one: Found, table: Path, kept: Path) -> None:
-    """Raw results: <kept>.md, and <kept>.csv with a line for each step."""
-    write_text(kept.with_suffix(".md"), table.read_text())
-    columns = ["step", *(f"{one.game}/{name}" for name in _CURVES)]
-    values = np.stack([curve_of(one.metrics, name) for name in columns], 1)
-    lines = [",".join("" if value != value else f"{value:.4g}" for value in row) for row in values.tolist()]
-    write_text(kept.with_suffix(".csv"), "\n".join([",".join(columns), *lines, ""]))
-
-
 def _draw(picture: Path, its: Sequence[Found]) -> None:
-    lines = {
-        f"{one.trial.variant} seed {one.trial.seed}".strip(): (one.metrics, {c: f"{one.game}/{c}" for c in _CURVES})
-        for one in its
-    }
+    several = len({one.game for one in its}) > 1
+    lines = {}
+    for one in its:
+        label = " ".join(filter(None, (one.game * several, one.trial.variant, f"seed {one.trial.seed}")))
+        lines[label] = one.metrics, {curve: f"{one.game}/{curve}" for curve in _CURVES}
     draw_curves(picture, _CURVES, lines)
 
 
 def _rows(its: Sequence[Found]) -> list[list[str]]:
-    head = "run|before, T=1, % of moves that score|after|gain|steps|P_acc, start to end|R_acc|pattern that rose by most"
+    head = "run|game|before, T=1, % of moves that score|after|gain|steps|P_acc, start to end|R_acc|pattern that rose"
     reach = its[0].trial.experiment.reach
     rows = [[*head.split("|"), *([f"answers to an R_acc of {reach:g}"] if reach else [])]]
     for one in its:
@@ -198,7 +197,7 @@ def _rows(its: Sequence[Found]) -> list[list[str]]:
         shares = " to ".join(f"{end:.2f}" for end in one.ends(f"pattern_{name}"))
         pattern = f"{PATTERNS[name]}: {shares}, r = {one.along(f'pattern_{name}'):.2f} with the reward"
         steps = str(one.metrics[-1]["step"])
-        row = [one.trial.name, str(one.before), str(one.after), str(one.gain), steps, p_acc, r_acc, pattern]
+        row = [one.trial.name, one.game, str(one.before), str(one.after), str(one.gain), steps, p_acc, r_acc, pattern]
         rows.append([*row, *([f"{one.answers_to(reach) or 'not reached'}"] if reach else [])])
     return rows
 
@@ -206,7 +205,7 @@ def _rows(its: Sequence[Found]) -> list[list[str]]:
 def _verdict(its: Sequence[Found]) -> str:
     above, below = (sum(sign > 0 for sign in signs) for signs in
                     ([one.gain.low for one in its], [-one.gain.high for one in its]))  # fmt: skip
-    what = " ".join(filter(None, (its[0].trial.config, its[0].trial.variant)))
+    what = " ".join(filter(None, (its[0].game, its[0].trial.variant)))
     held = "holds" if above == len(its) else "does not hold" if not above else "holds in part"
     held += " so far" if len(its) < its[0].trial.experiment.seeds else ""
     first, last = np.mean([one.accuracies("p_acc") for one in its], 0)

@@ -128,7 +128,8 @@ def smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
 def save_curves(folder: str | Path) -> Path:
     """Writes curves.png and curves.csv into a run's or a cold start's folder; returns the picture's path.
 
-    The picture shows the values and their mean over a twentieth of the run. Raises `ValueError` where there is nothing.
+    The table has the patterns of thinking, too. The picture shows the values and their mean over a twentieth of the
+    run. Raises `ValueError` where there is nothing.
     """
     folder = Path(folder)
     metrics = read_metrics(folder)
@@ -141,7 +142,9 @@ def save_curves(folder: str | Path) -> Path:
         names = {game: {curve: f"{game}/{curve}" for curve in curves} for game in games}
     else:
         curves, names = SFT_CURVES, {"": {curve: curve for curve in SFT_CURVES}}
-    columns = [name for line in names.values() for name in line.values()]
+    known = {name for line in metrics for name in line}
+    patterns = [name for game in games for pattern in PATTERNS if (name := f"{game}/pattern_{pattern}") in known]
+    columns = [name for line in names.values() for name in line.values()] + patterns
     with written(folder / "curves.csv") as beside, beside.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["step", *columns])

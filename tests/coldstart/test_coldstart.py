@@ -422,6 +422,10 @@ def raise_unusable() -> None:
     ("override", "message"),
     [
         ("teacher.kind=endpoint", "kind = 'endpoint' needs url and model"),
+        ("teacher.follow=0.5", "kind = 'oracle': styles and follow are a generalist's"),
+        ("teacher={kind='generalist', styles={poem=1}}", "no style 'poem'; there are none, places"),
+        ("teacher={kind='generalist', styles={none=0}}", "one must be above"),
+        ("teacher={kind='generalist', styles={none=inf}}", "must be finite"),
         ("sft.stps=3", "did you mean 'steps'"),
         ("games.0.err=2", "at most 1"),
         ("model=tiny-bse", "did you mean 'tiny-base'"),

@@ -79,6 +79,17 @@ def test_without_a_thought_any_legal_move_comes() -> None:
     assert teacher(game, np.random.default_rng(0)) in game.legal_actions()
 
 
+@pytest.mark.parametrize("style", STYLES)
+def test_of_a_board_without_a_tile_nothing_is_told(style: str) -> None:
+    task = TASKS["2048"]
+    game = task.new_game()
+    game.reset(0)
+    blank = type("Blank", (type(game),), {"perception": lambda self: np.zeros((3, 3), np.uint8)})
+    game.__class__ = blank
+    lesson = Generalist(task, {style: 1}).answer(game, np.random.default_rng(0))
+    assert thinking_of(lesson.text).strip() == UNSURE and lesson.action in game.legal_actions()
+
+
 def test_styles_come_by_their_shares_and_moves_follow_at_their_rate() -> None:
     task = TASKS["2048"]
     teacher, names = Generalist(task, {"none": 1, "working": 3}, 0.4), Codec(task).names

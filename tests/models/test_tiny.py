@@ -138,7 +138,7 @@ def test_loads_by_the_auto_classes_and_sees_the_picture(folder: Path, chat: Chat
 
 def test_no_frame_is_resized(chat: Chat) -> None:
     for task in (*TASKS, Task.make("2048", reasoning={"size": 2}, perception={"tile_px": 28}), Task.make("swap")):
-        PixelValues(chat.image_processor, task.renderer)
+        PixelValues(chat.image_processor, task.renderer)  # raises where it would be
 
 
 def test_the_seed_decides_the_weights(folder: Path, tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_shipped_models_fit_and_load() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3 * 3600)
 def test_shipped_models_made_anew_are_as_good(tmp_path: Path) -> None:
-    """The very command that made them; half an hour on two cores."""
+    """The very command that made them; two hours on two cores."""
     told = json.loads((MODELS / "tiny-coldstart" / "made.json").read_text())
     command = told["command"].replace("OUT", str(tmp_path)).split()
     assert command[:2] == ["g1-ray", "tiny"]

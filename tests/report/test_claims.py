@@ -33,6 +33,7 @@ def finish(trial: Trial, runs: Path, players: dict[str, str], rise: float) -> No
     results = [result_of("2048", f"{name}, T=1", [play(task, name, PLAYERS[how], seed, 20) for seed in range(10)])
                for name, how in players.items()]  # fmt: skip
     write_results(folder.path / "eval", results, results_table(results))
+    folder.save_curves()
     write_json(folder.path / "report.json", {})
 
 
@@ -49,15 +50,15 @@ def test_every_run_of_the_claims_is_a_config_that_loads_under_a_name_of_its_own(
 
 def test_what_a_run_came_to(tmp_path: Path) -> None:
     (trial, other) = claims_of().experiments[0].trials()
-    assert found(trial, tmp_path / trial.name) is None  # not run
+    assert found(trial, tmp_path / trial.name) == []  # not run
     finish(trial, tmp_path, {"base": "uniform", "G0": "greedy"}, 0.1)
-    one = found(trial, tmp_path / trial.name)
-    assert one and one.gain.low > 0 and one.after.mean - one.before.mean == pytest.approx(one.gain.mean)
+    (one,) = found(trial, tmp_path / trial.name)
+    assert one.gain.low > 0 and one.after.mean - one.before.mean == pytest.approx(one.gain.mean)
     assert one.ends("p_acc") == (pytest.approx(0.5 + 1.5 / 80), pytest.approx(0.5 + 37.5 / 80))
     assert one.risen() == "check" and one.along("pattern_check") == pytest.approx(1)
     assert np.isnan(one.along("pattern_none"))  # it never changes
     assert one.answers_to(0.5) == 5 * one.group_size and one.answers_to(0.6) is None
-    assert found(other, tmp_path / other.name) is None
+    assert found(other, tmp_path / other.name) == []
 
 
 @pytest.mark.parametrize(
@@ -75,11 +76,16 @@ def test_the_page_says_which_claims_hold(tmp_path: Path, players: tuple[str, str
     write_page(tmp_path / "paper.md", claims, tmp_path / "runs")
     text = (tmp_path / "paper.md").read_text()
     assert f"- 2048: {verdict}; P_acc from 0.52 to 0.97." in text and "## It learns" in text
-    assert re.search(r"\| try-2048-seed1 \| [\d.]+ \[", text)
+    assert re.search(r"\| try-2048-seed1 \| 2048 \| [\d.]+ \[", text)
     write_page(tmp_path / "more.md", claims_of(seeds=3), tmp_path / "runs")
     assert f"- 2048: {verdict.replace(':', ' so far:', 1)}; P_acc" in (tmp_path / "more.md").read_text()
     steps = (tmp_path / "paper" / "try-2048-seed0.csv").read_text().splitlines()
-    assert len(steps) == 41 and steps[0].startswith("step,2048/reward") and steps[2].startswith("2,0.1,0.5125,0.5")
+    assert (
+        len(steps) == 41
+        and steps[0].startswith("step,2048/reward,2048/p_acc")
+        and steps[2].startswith("2,0.1,0.5125,0.5,")
+    )
+    assert steps[0].endswith("2048/pattern_check")
     assert "| base, T=1 |" in (tmp_path / "paper" / "try-2048-seed0.md").read_text()
     (picture,) = re.findall(r"!\[.*\]\((.*)\)", text)
     assert (tmp_path / picture).stat().st_size > 10_000
@@ -91,6 +97,27 @@ def test_what_is_not_run_is_said_and_names_are_checked(tmp_path: Path, capsys: p
     assert page.read_text().count("Not run yet.") == len(load_claims(CLAIMS).experiments)
     with pytest.raises(ValueError, match="no experiment 'g00'; there are g0"):
         main(["g00"])
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ('configs = ["2049"]', "2049.toml"),
+        ('configs = ["2048"]\nset = ["minuts=3"]', "did you mean 'minutes'"),
+        ('configs = ["2048"]\nset = ["eval.runs=0"]', "eval.runs = 0"),
+        ('configs = ["2048"]\nset = ["eval.baselines={}"]', "eval.baselines: none"),
+        ('configs = ["2048"]\nvariants = { "a/b" = [] }', "name = 'try-2048-a/b-seed0'"),
+        ('configs = ["2048"]\nseed = 3', "did you mean 'seeds'"),
+    ],
+)
+def test_what_could_not_end_well_is_not_begun(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "claims.toml").write_text(
+        f"[[experiments]]\nname = 'try'\nclaim = 'It learns'\nbefore = 'base'\n{text}\n"
+    )
+    with pytest.raises(ValueError) as raised:
+        main(["--claims", str(tmp_path / "claims.toml"), "--runs", str(tmp_path / "runs")])
+    assert words in str(raised.value) and len(str(raised.value).splitlines()) <= 3
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow
