@@ -9,15 +9,14 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from envs import Task
 from envs.registry import check_module
 from envs.rewards import reward_named
-from g1_ray.config_file import override_in, read_table
-from g1_ray.config_text import explain
+from g1_ray.config_file import load_section
 from g1_ray.models.find import SHIPPED, is_coldstart, model_path
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
@@ -80,6 +79,12 @@ class GameConfig(Section):
     name: str = Field("", description="what it is called in metrics; default: the game's name")
     ratio: float = Field(1.0, gt=0, description="share of the groups, relative to the other games")
     reward: str = Field("ternary", description="reward of a move, from envs.rewards")
+    lookahead: int = Field(
+        0,
+        ge=0,
+        description="random legal moves that follow a legal move, eight times: it earns the mean return, as a share of "
+        "the best move's (envs/lookahead.py); 0: its own reward alone",
+    )
     states: StatesConfig = StatesConfig()
 
     @model_validator(mode="after")
@@ -362,35 +367,6 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     config = load_section(RunConfig, path, overrides)
     model_path(config.model.path)
     return config
-
-
-Schema = TypeVar("Schema", bound=Section)
-
-
-def load_section(schema: type[Schema], path: str | Path, overrides: Sequence[str] = ()) -> Schema:
-    """What a file with overrides describes, by any schema. Raises `ValueError` of at most three lines."""
-    values = read_table(Path(path))
-    _check_kind(schema, values, path)
-    for override in overrides:
-        override_in(values, override)
-    try:
-        return schema.model_validate(values)
-    except ValidationError as error:
-        raise ValueError(explain(error, schema, str(path), overrides)) from None
-
-
-OF_ONE_KIND = {"train": ("rollout", "algorithm", "learner", "asynchrony"), "coldstart": ("sft", "teacher")}
-"""Command -> tables that only its configs have."""
-
-
-def _check_kind(schema: type[Section], values: Mapping[str, Any], path: str | Path) -> None:
-    """Raises `ValueError` where a config is another command's."""
-    for command, tables in OF_ONE_KIND.items():
-        found = [table for table in tables if table in values]
-        if found and not set(tables) & set(schema.model_fields):
-            raise ValueError(
-                f"{path}: it has the table {found[0]!r}, so it is for another command: g1-ray {command} {path}"
-            )
 
 
 def check_software(config: RunConfig) -> None:

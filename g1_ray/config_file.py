@@ -1,10 +1,14 @@
-"""The file of a config as it is read, and what replaces values of it on a command line."""
+"""The file of a config as it is read, with what replaces values of it on a command line, and checked by its schema."""
 
 import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from envs.options import nearest
+from g1_ray.config_text import explain
 from g1_ray.files import read_json, read_text
 from g1_ray.grammar import key_value
 
@@ -58,3 +62,32 @@ def _value(text: str, override: str) -> Any:
         if text[:1] in tuple("[{\"'"):
             raise ValueError(f"{override!r}: {text} is not a TOML value; lists are [1, 2], tables {{a = 1}}") from None
         return text
+
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+def load_section(schema: type[Schema], path: str | Path, overrides: Sequence[str] = ()) -> Schema:
+    """What a file with overrides describes, by any schema. Raises `ValueError` of at most three lines."""
+    values = read_table(Path(path))
+    _check_kind(schema, values, path)
+    for override in overrides:
+        override_in(values, override)
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(explain(error, schema, str(path), overrides)) from None
+
+
+OF_ONE_KIND = {"train": ("rollout", "algorithm", "learner", "asynchrony"), "coldstart": ("sft", "teacher")}
+"""Command -> tables that only its configs have."""
+
+
+def _check_kind(schema: type[BaseModel], values: Mapping[str, Any], path: str | Path) -> None:
+    """Raises `ValueError` where a config is another command's."""
+    for command, tables in OF_ONE_KIND.items():
+        found = [table for table in tables if table in values]
+        if found and not set(tables) & set(schema.model_fields):
+            raise ValueError(
+                f"{path}: it has the table {found[0]!r}, so it is for another command: g1-ray {command} {path}"
+            )

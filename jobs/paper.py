@@ -1,8 +1,10 @@
 """Put the paper's claims to the test at laptop size, and write what came of it: hours, and it goes on where it was."""
 
+import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,15 +53,32 @@ def main(argv: list[str] | None = None) -> int:
             wanted = experiment.name in (args.experiments or names) and trial.seed < (args.seeds or experiment.seeds)
             if args.page_only or not wanted or (runs / trial.name / "report.json").exists():
                 continue
-            command = ["train", config_of(trial), *trial.options, f"out={runs}"]
-            command += ["--resume"] if (runs / trial.name).exists() else []
-            print(f"g1-ray {shlex.join(command)}", flush=True)
-            if status := subprocess.run([sys.executable, "-m", "jobs", *command]).returncode:
-                return status
+            for command in commands(trial, runs):
+                print(f"g1-ray {shlex.join(command)}", flush=True)
+                if status := subprocess.run([sys.executable, "-m", "jobs", *command]).returncode:
+                    return status
             write_page(Path(args.out), claims, runs)
     write_page(Path(args.out), claims, runs)
     print(f"wrote {args.out}")
     return 0
+
+
+def commands(trial: "Trial", runs: Path) -> Iterator[list[str]]:
+    """What is left to do for a run: to make the model that it starts from, if that is its own, and to train."""
+    options = [*trial.options, f"out={runs}"]
+    if trial.experiment.boards:
+        untrained, name = runs / "untrained-paper", f"coldstart-{trial.config}"
+        options += starts_from(str(runs / name), trial.experiment.before)
+        if not untrained.exists():
+            yield ["tiny", str(untrained), "--paper"]
+        resume = ["--resume"] if (runs / name).exists() else []  # one that is done makes no more steps
+        yield ["coldstart", str(CONFIGS / f"{name}.toml"), f"model={untrained}", f"out={runs}", *resume]
+    yield ["train", config_of(trial), *options, *(["--resume"] if (runs / trial.name).exists() else [])]
+
+
+def starts_from(model: str, name: str) -> list[str]:
+    """Options of a run that starts from a model, and is compared with it under a name."""
+    return [f"model.path={model}", f"eval.baselines={{{json.dumps(name)} = {json.dumps(model)}}}"]
 
 
 def config_of(trial: "Trial") -> str:
@@ -72,7 +91,9 @@ def check(claims: "Claims") -> None:
     from g1_ray.config import load_config
 
     for trial in (trial for experiment in claims.experiments for trial in experiment.trials()):
-        config = load_config(config_of(trial), trial.options)
+        # Its own cold start may not be there yet.
+        start = starts_from("tiny-base", trial.experiment.before) if trial.experiment.boards else []
+        config = load_config(config_of(trial), [*trial.options, *start])
         if trial.experiment.before not in config.eval.baselines or not config.eval.runs:
             its = ", ".join(config.eval.baselines) or "none"
             raise ValueError(

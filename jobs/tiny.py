@@ -40,6 +40,9 @@ def options() -> Parser:
     parser = Parser("tiny", __doc__)
     parser.add_argument("out", help="folder to write: an untrained model, or with --train a folder for each of the two")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the examples (default 0)")
+    parser.add_argument(
+        "--paper", action="store_true", help="an untrained model that knows the words of the paper's boards"
+    )
     parser.add_argument("--train", action="store_true", help="make OUT/tiny-base and OUT/tiny-coldstart")
     parser.add_argument("--games", nargs="+", default=names, choices=names, help="with --train: leave out the others")
     parser.add_argument(
@@ -59,12 +62,14 @@ def main(argv: list[str] | None = None) -> int:
     if args.measure:
         measure(out, recipe("tiny-base", args).games, args.measure)
         return 0
-    from g1_ray.models.tiny import TASKS, make_tiny
+    if args.paper and args.train:
+        raise ValueError("--paper: is for an untrained model; leave out --train, and train it with g1-ray coldstart")
+    from g1_ray.models.tiny import PAPER_TASKS, TASKS, make_tiny
 
     start = out / "untrained" if args.train else out
     if out.exists() and not (args.train and start.is_dir()) and (out.is_file() or any(out.iterdir())):
         raise ValueError(f"{out} holds something already, which is not written over; give another folder")
-    make_tiny(start, TASKS, args.seed)
+    make_tiny(start, PAPER_TASKS if args.paper else TASKS, args.seed)
     if not args.train:
         print(f"wrote {out}")
     for name in MODELS if args.train else ():

@@ -173,7 +173,7 @@ def entries_of(config: RunConfig, models: Mapping[str, str]) -> list[Entry]:
         for name, path in models.items()
         for how, value in TEMPERATURES.items()
     ]
-    classic = [Classic(what=name) for name in ("uniform", "random-legal", "teacher", "oracle")]
+    classic = [Classic(what=name) for name in ("uniform", "random-legal", "greedy", "teacher", "oracle")]
     return [Entry(game, player) for game in config.games for player in (*classic[:-1], *asked, classic[-1])]
 
 

@@ -47,6 +47,11 @@ TASKS = tuple(
     for reasoning in settings
 )
 """What the tokenizer knows. A visual token is a cell of 28 pixels."""
+PAPER_TASKS = tuple(
+    Task.make(game, preset=preset, perception={"tile_px": 28})
+    for game, preset in (("2048", "paper"), ("shisen", "paper"), ("shisen-photos", "procedural"), ("swap", "paper"))
+)
+"""The paper's own boards: another tokenizer knows these."""
 
 CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text()
 """What Qwen2.5-VL's own template makes of the same messages."""

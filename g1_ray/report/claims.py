@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from g1_ray.config import NAME, Section, load_section
+from g1_ray.config import NAME, Section
+from g1_ray.config_file import load_section
 from g1_ray.evaluation.results import Mean, difference_of
 from g1_ray.files import read_lines, write_text
+from g1_ray.report.boards import boards_table
 from g1_ray.runs.curves import CURVES, PATTERNS, curve_of, draw_curves, games_with_curves, smooth
 from g1_ray.tables import markdown
 
@@ -32,6 +34,9 @@ class Experiment(Section):
     before: str = Field(description="the model that runs start from, by its name among the baselines")
     set: tuple[str, ...] = Field((), description="options of every run, e.g. 'minutes=20'")
     variants: dict[str, tuple[str, ...]] = Field({"": ()}, description="name -> options of its runs")
+    boards: bool = Field(
+        False, description="on the paper's own boards, each config after a cold start of its own: coldstart-<config>"
+    )
     seeds: int = Field(3, ge=1)
     reach: float = Field(0.0, ge=0, le=1, description="an R_acc: told is how many answers it took to get there; 0: not")
 
@@ -154,7 +159,7 @@ def write_page(path: Path, claims: Claims, runs: Path) -> None:
     for experiment in claims.experiments:
         its = [one for trial in experiment.trials() for one in found(trial, runs / trial.name)]
         parts.append(f"## {experiment.claim}\n")
-        parts += _section(experiment, its, path) if its else ["Not run yet.\n"]
+        parts += _section(experiment, its, path, runs) if its else ["Not run yet.\n"]
         for name in {one.trial.name for one in its}:
             for file in ("eval/table.md", "curves.csv"):
                 kept = path.parent / path.stem / f"{name}{Path(file).suffix}"
@@ -162,7 +167,7 @@ def write_page(path: Path, claims: Claims, runs: Path) -> None:
     write_text(path, "\n".join(parts))
 
 
-def _section(experiment: Experiment, its: Sequence[Found], path: Path) -> list[str]:
+def _section(experiment: Experiment, its: Sequence[Found], path: Path, runs: Path) -> list[str]:
     parts = [f"Options: `{' '.join(experiment.set)}`\n", markdown(_rows(its))]
     for config in experiment.configs:
         for variant in experiment.variants:
@@ -175,6 +180,10 @@ def _section(experiment: Experiment, its: Sequence[Found], path: Path) -> list[s
             picture.parent.mkdir(exist_ok=True)
             _draw(picture, of_config)
             parts.append(f"\n![{experiment.name}, {config}]({path.stem}/{picture.name})\n")
+        if experiment.boards:
+            parts += [
+                f"{one.trial.name}:\n\n{markdown(boards_table(runs / one.trial.name, one.game))}" for one in of_config
+            ]
     return parts
 
 

@@ -1,6 +1,11 @@
 """Judges the answers to states of one game as a run rewards them: a completion becomes a turn."""
 
+import functools
+from collections.abc import Mapping
+from dataclasses import replace
+
 from envs import Codec, State, Task
+from envs.lookahead import look_ahead
 from envs.rewards import reward_named
 from g1_ray.config import GameConfig, RewardConfig
 from g1_ray.rollout.judge import judge
@@ -15,11 +20,17 @@ class Referee:
         self.task: Task = config.task()
         self.codec = Codec(self.task, thinks_first)
         self.reward = reward_named(config.reward)
+        self._ahead = functools.lru_cache(1024)(self._look_ahead)  # all answers of a group are to one state
+
+    def _look_ahead(self, state: State) -> Mapping[int, float]:
+        return look_ahead(state.game(), self.config.lookahead, self.reward)
 
     def turn(self, state: State, request: Request, completion: Completion, text: str) -> Turn:
         """What an answer to a state came to. It is tried on a fork, so equal answers always earn the same."""
         game = state.game()
         judged = judge(self.codec, game, text, self.reward)
+        if self.config.lookahead and judged.outcome.legal and judged.answer.action is not None:
+            judged = replace(judged, reward=self._ahead(state)[judged.answer.action])
         return Turn(
             prompt=request.prompt,
             completion=completion,

@@ -103,7 +103,8 @@ def check_overlap(trace: list[dict]) -> None:
 
 def check_results(folder: Path, report: dict) -> None:
     rows = {(row["game"], row["player"]): row for row in report["results"]}
-    assert {player for _, player in rows} == {"uniform", "random-legal", "teacher", "G1, T=1", "G1, greedy", "oracle"}
+    classic = {"uniform", "random-legal", "greedy", "teacher", "oracle"}
+    assert {player for _, player in rows} == {*classic, "G1, T=1", "G1, greedy"}
     assert all(row["score"][1] <= row["score"][0] <= row["score"][2] for row in rows.values())
     assert (folder / "eval" / "table.md").read_text().count("\n") == 2 + len(rows)
     assert len(list((folder / "eval").glob("*.webp"))) == 4

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from envs import Codec
+from envs.lookahead import look_ahead
 from envs.players import PLAYERS
+from envs.rewards import score
 from g1_ray.config import RunConfig
 from g1_ray.models.chat import Chat
 from g1_ray.models.find import MODELS
@@ -103,6 +105,21 @@ def test_a_group_is_scored_on_forks_of_one_state(chat):
         assert second.action is None and second.cause == "no answer" and second.reward == -1
         assert group.start == first.prompt.states[0]
         assert group.start.game().moves + 1 == first.next_state.game().moves
+
+
+def test_a_legal_move_earns_what_play_after_it_does_where_a_run_looks_ahead(chat):
+    its = config().model_dump(mode="json")
+    its["games"][0] |= {"lookahead": 5, "reward": "score"}
+    worker = EnvWorker(RunConfig.model_validate(its), MODEL)
+    plays = worker.observe([Ticket(0, "2048", 7, 0)])
+    start = plays[0].start
+    legal = start.game().legal_actions()
+    wrote = [Codec(start.task).write(start.game().perception(), "so", action) for action in (legal[0], legal[-1])]
+    (group,) = worker.score(plays, [[[completion(chat, text) for text in (*wrote, "no idea")]]])
+    values = look_ahead(start.game(), 5, score)
+    turns = [rollout.turns[0] for rollout in group.rollouts]
+    assert [turn.rewards["game"] for turn in turns] == [values[legal[0]], values[legal[-1]], 0]  # unreadable: no gain
+    assert turns[0].gain == start.game().step(legal[0]).gain
 
 
 def test_the_same_ticket_asks_the_same(chat):
