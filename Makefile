@@ -8,7 +8,7 @@ QUICK = tests/rollout tests/runs $(patsubst %,tests/%.py,$(addprefix envs/test_,
 # A run starts half a dozen processes: each would compile PyTorch, transformers and vLLM again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: test quick install lint newest fuzz slow soak bench demo paper serve clean
+.PHONY: test quick install lint newest fuzz slow soak chaos bench demo paper serve clean
 
 test: lint
 	$(RUN) pytest -n 2 --dist loadgroup --durations=10
@@ -48,6 +48,10 @@ slow: install
 # The arena for a quarter of an hour: 24 games at once, parts killed, times beside a bare Serve, requests nobody should send.
 soak: install
 	$(RUN) pytest -m 'slow or fuzz' -s tests/serve
+
+# Parts of real runs are killed and stopped, at random: some twenty minutes, G1_RAY_KILLS=100 for longer.
+chaos: install
+	$(RUN) pytest -n 0 -m chaos -s tests/pipeline
 
 # The paper's claims at laptop size, into docs/paper.md: hours, and it goes on where it was stopped.
 paper: install

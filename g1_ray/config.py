@@ -254,6 +254,7 @@ class AsyncConfig(Section):
     lanes: int = Field(8, ge=1, description="ticks of the rollout graph in flight")
     groups_per_tick: int = Field(1, ge=1, description="groups that travel through the rollout graph together")
     tick_timeout_s: float = Field(300.0, gt=0, description="a tick that takes longer is given up and issued again")
+    hang_s: float = Field(60.0, gt=0, description="a part that shows no sign of life for so long is started anew")
     num_env_workers: int = Field(1, ge=1, description="processes that play the games")
     env_cpus: float = Field(1, ge=0, description="CPUs of an env worker")
 

@@ -179,6 +179,17 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Spoiled:
+    """A group whose game raised, or hung: it goes through the rest of its tick as it is, and spoils no other."""
+
+    ticket: Ticket
+    reason: str
+    """In one line, e.g. "observe: ZeroDivisionError: division by zero"."""
+    requests: tuple[Request, ...] = ()
+    """None."""
+
+
+@dataclass(frozen=True)
 class Fate:
     """What became of a group: a line of the ledger."""
 

@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     actors, names = unmade(config)
     lanes, turns = config.asynchrony.lanes, config.rollout.turns
     print(f"rollout graph: {lanes} lanes, input = {config.asynchrony.groups_per_tick} groups; lane 0")
-    for line in describe(rollout_graph(actors, 0, min(turns, 2)), names):
+    for line in describe(rollout_graph(actors, 0, 0, min(turns, 2)), names):
         print("  " + line)
     if turns > 2:
         print(f"  (generate and score: {turns} times; two are shown)")

@@ -42,14 +42,17 @@ class Engine(Protocol):
         Of softmax(logits / temperature), at the temperature that the engine was told (at 1 where that is 0).
         """
 
-    async def load_policy(self, weights: NDArray[np.uint8], version: int) -> SyncReport:
+    async def load_policy(self, weights: NDArray[np.uint8], version: int, back: bool = False) -> SyncReport:
         """Goes on with the weights that `pack_weights` made, between two tokens of the answers in flight.
 
-        Raises `ValueError` for a version that is not newer, and for weights of another model.
+        Raises `ValueError` for a version that is not newer unless it is to go `back`, and for another model's weights.
         """
 
     def check(self) -> None:
         """Raises what ended it, if anything did."""
+
+    async def alive(self) -> None:
+        """Returns within moments, whatever it is at work on, unless it hangs; raises as `check` does."""
 
     async def stop(self) -> None:
         """Ends the engine and its processes; answers in flight are lost."""
@@ -82,6 +85,10 @@ class EngineBase:
 
     def check(self) -> None:
         """As `Engine.check`, for one that nothing but its process can end."""
+
+    async def alive(self) -> None:
+        """As `Engine.alive`, for one whose work is done in this process."""
+        self.check()
 
     def _check(self, requests: Sequence[Request]) -> None:
         """Raises `ValueError` for what an engine of this size can't answer."""

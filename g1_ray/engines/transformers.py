@@ -140,10 +140,10 @@ class TransformersEngine(EngineBase):
         async with self._lock:
             return await asyncio.to_thread(lambda: [self._score(prompt, ids) for prompt, ids in sequences])
 
-    async def load_policy(self, weights: NDArray[np.uint8], version: int) -> SyncReport:
+    async def load_policy(self, weights: NDArray[np.uint8], version: int, back: bool = False) -> SyncReport:
         started = time.perf_counter()
         async with self._lock:
-            check_version(self._version, version)
+            check_version(self._version, version, back)
             locked = time.perf_counter()
             await asyncio.to_thread(self._load, weights)
             self._version = version

@@ -64,6 +64,7 @@ class VLLMEngine(EngineBase):
         self._published = adapter_of(model) if lora else dict(model.named_parameters())
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._arguments()))
         self._ids = itertools.count()
+        self._loads = 0  # names what caches hold: a version that is gone back to has other weights the second time
         self._open = asyncio.Event()
         self._open.set()
         self._sync = asyncio.Lock()
@@ -118,6 +119,10 @@ class VLLMEngine(EngineBase):
         if self._llm.errored:
             raise self._llm.dead_error
 
+    async def alive(self) -> None:
+        self.check()
+        await self._llm.is_paused()  # its process answers
+
     async def stop(self) -> None:
         self._llm.shutdown()
 
@@ -148,9 +153,9 @@ class VLLMEngine(EngineBase):
     async def logprobs(self, sequences: Sequence[tuple[Prompt, Ints]]) -> list[Floats]:
         return await asyncio.gather(*(self._score(prompt, ids) for prompt, ids in sequences))
 
-    async def load_policy(self, weights: NDArray[np.uint8], version: int) -> SyncReport:
+    async def load_policy(self, weights: NDArray[np.uint8], version: int, back: bool = False) -> SyncReport:
         async with self._sync:
-            check_version(self._version, version)
+            check_version(self._version, version, back)
             check_names(packed_names(weights), self._published)
             with weights_file(weights, WEIGHTS) as file:
                 self._open.clear()
@@ -159,6 +164,7 @@ class VLLMEngine(EngineBase):
                 paused = time.perf_counter()
                 await (self._load_adapter(file.parent) if self._lora else self._load_weights(file))
                 await self._llm.update_weight_version(str(version))
+                self._loads += 1
                 loaded = time.perf_counter()
             await self._llm.reset_prefix_cache()
             self._version = version
@@ -258,7 +264,7 @@ class VLLMEngine(EngineBase):
         """What vLLM's own processor would make of ids and pictures; pictures of equal states are computed once."""
         from vllm.inputs.engine import mm_input, tokens_input
 
-        salt = f"policy {self._version}"
+        salt = f"policy {self._loads}"
         if not prompt.shown:
             return tokens_input(token_ids.tolist(), cache_salt=salt)
         from vllm.multimodal.inputs import PlaceholderRange
@@ -303,4 +309,4 @@ class VLLMEngine(EngineBase):
             name.update(np.ascontiguousarray(game.looks).tobytes())
         else:
             name = hashlib.sha256(f"{shown.height} {shown.width} ".encode() + shown.pixels)
-        return name.hexdigest() if self._freeze_vision else f"{name.hexdigest()} {self._version}"
+        return name.hexdigest() if self._freeze_vision else f"{name.hexdigest()} {self._loads}"

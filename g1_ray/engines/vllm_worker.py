@@ -18,6 +18,8 @@ from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from g1_ray.processes import end_with_parent
+
 
 @dataclass
 class FileInitInfo(WeightTransferInitInfo):
@@ -61,6 +63,9 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
 
     def shutdown(self) -> None:
         """There is nothing to release."""
+
+
+end_with_parent()
 
 
 class Worker:

@@ -94,9 +94,9 @@ def weights_file(weights: NDArray[np.uint8], name: str = "model.safetensors") ->
         yield file
 
 
-def check_version(old: int, new: int) -> None:
-    """Raises `ValueError` unless the version is newer than the engine's."""
-    if new <= old:
+def check_version(old: int, new: int, back: bool = False) -> None:
+    """Raises `ValueError` unless the version is newer than the engine's, or it is to go back."""
+    if new <= old and not back:
         raise ValueError(f"policy version {new}: the engine holds version {old} and takes newer ones only")
 
 

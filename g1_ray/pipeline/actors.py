@@ -1,5 +1,6 @@
 """The parts as Ray actors: thin shells around the plain classes, and where they are placed."""
 
+import logging
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from g1_ray.engines.weight_sync import SyncReport, pack_weights
 from g1_ray.learner.samples import batch_of, fault_of_group, is_flat
 from g1_ray.logs import start_logging
 from g1_ray.pipeline.graph import Actors
+from g1_ray.pipeline.parts import Part, Where, watched, where
 from g1_ray.pipeline.replay_buffer import ReplayBuffer
 from g1_ray.rollout.env_worker import EnvWorker
 from g1_ray.runs.run_folder import RunFolder
@@ -30,13 +32,16 @@ from g1_ray.types import (
     Group,
     Ints,
     OpenGroup,
+    Origin,
     Prompt,
     Request,
     Sampling,
+    Spoiled,
     StepReport,
     Ticket,
 )
 
+log = logging.getLogger(__name__)
 START_TIMEOUT_S = 600.0
 """Longest wait for an actor to be there: an engine compiles and loads before it is."""
 
@@ -49,6 +54,8 @@ class Receipt:
     """The number and the oldest version of every group that came, e.g. [(4711, 3)]."""
     flat_in_a_row: int
     """Groups since the last one that was not flat, these included, e.g. 0."""
+    spoiled: str = ""
+    """What is wrong with most of the groups that came lately; '' where that is so of fewer."""
 
 
 @dataclass(frozen=True)
@@ -68,24 +75,38 @@ class BufferActor:
         self.config = config
         self.folder = RunFolder(folder)
         start_logging("buffer", self.folder.path)
-        skip_flat = config.algorithm.skip_flat_groups
-        self.buffer = ReplayBuffer(config, fault_of_group, lambda group: skip_flat and is_flat(group), self._keep)
+        self.stacks = watched(self.folder.path, "buffer")
+        self.buffer = self._made()
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            self.buffer.recover(self.folder.ledger_lines(), self.folder.learned())
+            log.info("recovered: %s", self.buffer.books())
+
+    def _made(self) -> ReplayBuffer:
+        skip_flat = self.config.algorithm.skip_flat_groups
+        flat = lambda group: skip_flat and is_flat(group)  # noqa: E731
+        return ReplayBuffer(self.config, fault_of_group, flat, self._keep, self.folder.log_books)
 
     def _keep(self, fate: Fate, group: Group | None) -> None:
         self.folder.log_fate(fate)
         if group is not None:
-            self.folder.keep_group(group)
+            try:
+                self.folder.keep_group(group)
+            except Exception:  # a group that can't be stored must not keep others from being booked
+                log.exception("group %d is not among the trajectories", fate.group)
+
+    async def alive(self) -> Where:
+        return where(self.stacks)
 
     async def admit(self, num_groups: int) -> list[Ticket]:
         return await self.buffer.admit(num_groups)
 
-    async def put(self, groups: Sequence[Group]) -> Receipt:
+    async def put(self, groups: Sequence[Group | Spoiled]) -> Receipt:
         await self.buffer.put(groups)
-        numbers = [(group.ticket.group, group.min_version) for group in groups]
-        return Receipt(numbers, self.buffer.flat_in_a_row)
+        numbers = [(group.ticket.group, group.min_version) for group in groups if isinstance(group, Group)]
+        return Receipt(numbers, self.buffer.flat_in_a_row, self.buffer.spoiled)
 
-    async def fail(self, tickets: Sequence[Ticket], reason: str) -> None:
-        await self.buffer.fail(tickets, reason)
+    async def fail(self, tickets: Sequence[Ticket], reason: str, blame: bool) -> None:
+        await self.buffer.fail(tickets, reason, blame)
 
     async def take(self, version: int) -> Batch | None:
         groups, flat, forgotten = await self.buffer.take(version)
@@ -112,6 +133,21 @@ class BufferActor:
     async def load_state_dict(self, state: dict[str, Any]) -> None:
         self.buffer.load_state_dict(state)
 
+    async def pause(self) -> None:
+        """Lets go whoever waits, and closes its files: somebody else is going to write to them."""
+        await self.buffer.close()
+        self.folder.close()
+
+    async def reopen(self, state: dict[str, Any] | None) -> None:
+        """Begins again with the books of a checkpoint, or with none; what is told of older tickets is refused."""
+        self.folder = RunFolder(self.folder.path)
+        self.buffer = self._made()
+        if state:
+            self.buffer.load_state_dict(state)
+
+    async def books(self) -> dict[str, int]:
+        return self.buffer.books()
+
     async def close(self) -> dict[str, int]:
         """Lets go whoever waits, and writes out what is kept. The final books."""
         books = await self.buffer.close()
@@ -124,7 +160,11 @@ class EnvActor(EnvWorker):
 
     def __init__(self, config: RunConfig, model_path: str, index: int) -> None:
         start_logging(f"env-{index}", config.folder)
+        self.stacks = watched(config.folder, f"env-{index}")
         super().__init__(config, model_path)
+
+    def alive(self) -> Where:
+        return where(self.stacks)
 
 
 class LearnerActor:
@@ -134,8 +174,13 @@ class LearnerActor:
         from g1_ray.learner.learner import Learner
 
         start_logging(f"learner-{rank}", config.folder)
+        self.stacks = watched(config.folder, f"learner-{rank}")
         self.learner = Learner(config, rank, config.learner.num_ranks)
         self.adapter_alone = published_adapter(config) is not None
+
+    @ray.method(concurrency_group="watch")
+    def alive(self) -> Where:
+        return where(self.stacks)
 
     def address(self) -> str:
         """Where the ranks meet: a free port of this one's node."""
@@ -159,6 +204,13 @@ class LearnerActor:
         parameters = self.learner.adapter() if self.adapter_alone else self.learner.weights()
         return pack_weights(parameters.items(), self.learner.dtype) if self.learner.rank == 0 else None
 
+    def policy(
+        self, sequences: Sequence[tuple[Prompt, Ints]]
+    ) -> tuple[StepReport, NDArray[np.uint8] | None, list[Floats]]:
+        """For an engine that starts in the middle of a run: the policy as it is now, and what it makes of sequences."""
+        report = StepReport(self.learner.version, {}, Origin())
+        return report, self.weights(None), self.learner.logprobs(sequences)
+
     def logprobs(self, sequences: Sequence[tuple[Prompt, Ints]]) -> list[Floats]:
         return self.learner.logprobs(sequences)
 
@@ -172,12 +224,21 @@ class EngineActor:
 
     def __init__(self, config: RunConfig, model_path: str, index: int) -> None:
         start_logging(f"engine-{index}", config.folder)
+        self.stacks = watched(config.folder, f"engine-{index}")
+        self.up = False
         self.engine = engine_of_run(config, model_path)
 
     async def start(self) -> None:
         await self.engine.start()
+        self.up = True
 
-    async def generate(self, groups: Sequence[OpenGroup]) -> list[list[tuple[Completion, ...]]]:
+    async def alive(self) -> Where:
+        """Raises what ended the engine, if anything did."""
+        if self.up:
+            await self.engine.alive()
+        return where(self.stacks)
+
+    async def generate(self, groups: Sequence[OpenGroup | Spoiled]) -> list[list[tuple[Completion, ...]]]:
         """The answers to every group's requests; all of them are in flight at once."""
         requests = [request for group in groups for request in group.requests]
         answers = iter(await self.engine.generate(requests) if requests else [])
@@ -190,9 +251,11 @@ class EngineActor:
     async def logprobs(self, sequences: Sequence[tuple[Prompt, Ints]]) -> list[Floats]:
         return await self.engine.logprobs(sequences)
 
-    async def load_policy(self, weights: NDArray[np.uint8], report: StepReport) -> SyncReport | None:
+    async def load_policy(
+        self, weights: NDArray[np.uint8], report: StepReport, back: bool = False
+    ) -> SyncReport | None:
         """Loads what a step made; nothing where the step was skipped."""
-        return None if report.skipped else await self.engine.load_policy(weights, report.version)
+        return None if report.skipped else await self.engine.load_policy(weights, report.version, back)
 
     async def stop(self) -> None:
         await self.engine.stop()
@@ -204,6 +267,13 @@ class Crew:
 
     actors: Actors
     groups: tuple[PlacementGroup, ...]
+
+    def parts(self) -> list[Part]:
+        """The actors, for who watches them."""
+        its = {"env worker": self.actors.env_workers, "engine": self.actors.engines, "learner": self.actors.learners}
+        return [Part("buffer", 0, self.actors.buffer)] + [
+            Part(role, index, actor) for role, actors in its.items() for index, actor in enumerate(actors)
+        ]
 
     def dismiss(self) -> None:
         """Ends every actor and gives the resources back."""
@@ -249,8 +319,8 @@ def hire(config: RunConfig, model_path: str, folder: str, timeout_s: float = STA
     wanted = bundles(config)
     placed = _reserve(wanted, timeout_s)
 
-    def team(role: str, actor_class: type, *arguments: Any, **more: Any) -> list[Any]:
-        remote, made = ray.remote(actor_class), []
+    def team(role: str, remote: Any, *arguments: Any, **more: Any) -> list[Any]:
+        made = []
         for index, needs in enumerate(wanted[role]):
             options = {
                 "num_cpus": needs.get("CPU", 0),
@@ -258,6 +328,7 @@ def hire(config: RunConfig, model_path: str, folder: str, timeout_s: float = STA
                 "scheduling_strategy": PlacementGroupSchedulingStrategy(
                     placed[role], placement_group_bundle_index=index
                 ),
+                "max_restarts": -1,  # how often somebody may live again is the driver's to say
                 "max_task_retries": 0,
                 "runtime_env": {"env_vars": PROCESS_ENV},
                 **more,
@@ -267,10 +338,12 @@ def hire(config: RunConfig, model_path: str, folder: str, timeout_s: float = STA
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actors = Actors(
-        ray.remote(BufferActor).options(num_cpus=0, scheduling_strategy=here).remote(config, folder),
-        team("env", EnvActor, config, model_path, max_restarts=-1, allow_out_of_order_execution=True),
-        team("engine", EngineActor, config, model_path, max_concurrency=1000),
-        team("learner", LearnerActor, config),
+        ray.remote(BufferActor)
+        .options(num_cpus=0, scheduling_strategy=here, max_restarts=-1, runtime_env={"env_vars": PROCESS_ENV})
+        .remote(config, folder),
+        team("env", ray.remote(EnvActor), config, model_path, allow_out_of_order_execution=True),
+        team("engine", ray.remote(EngineActor), config, model_path, max_concurrency=1000),
+        team("learner", ray.remote(concurrency_groups={"watch": 1})(LearnerActor), config),
     )
     return Crew(actors, tuple(placed.values()))
 

@@ -33,25 +33,36 @@ class Checkup:
 
     def __init__(self, config: RunConfig, model_path: str, actors: Actors) -> None:
         self.config, self.model_path, self.actors = config, model_path, actors
+        self.look: Callable[[], None] = lambda: None
+        """Called now and then while somebody is waited for; what it raises breaks off what is being done."""
+        self._engines = list(range(len(actors.engines)))  # those that are asked
         self._canaries = [Canary(CANARY_TOLERANCE[config.model.dtype]) for _ in actors.engines]
-        self._sequences = get(actors.env_workers[0].canaries.remote(), START_TIMEOUT_S)
+        self.sequences = get(actors.env_workers[0].canaries.remote(), START_TIMEOUT_S)
         self._turn = 0  # single questions go to one engine after the other
         self._sampling = Sampling(1.0, 1.0, config.rollout.max_tokens)
 
-    def canary(self, version: int) -> dict[str, float]:
-        """Compares every engine with the learner on fixed sequences, and makes sure that all of them see.
+    def forget(self) -> None:
+        """What the last canary found is of a policy that is no more."""
+        self._canaries = [Canary(CANARY_TOLERANCE[self.config.model.dtype]) for _ in self.actors.engines]
+
+    def canary(self, version: int, engines: Sequence[int] | None = None) -> dict[str, float]:
+        """Compares engines, by default all, with the learner on fixed sequences, and makes sure that all of them see.
 
         Raises `WeightSyncError` where they differ, `BlindError` where a picture makes no difference to one.
         """
-        learned = get_all([learner.logprobs.remote(self._sequences) for learner in self.actors.learners])[0]
-        answered = get_all([engine.logprobs.remote(self._sequences) for engine in self.actors.engines])
-        engines = {f"engine {i}": each for i, each in enumerate(answered)}
-        check_sight(version, [game.name for game in self.config.games], {"the learner": learned, **engines})
-        pairs = zip(self._canaries, answered, strict=True)
-        return {"canary_nats": max(canary.check(version, engine, learned) for canary, engine in pairs)}
+        asking = [learner.logprobs.remote(self.sequences) for learner in self.actors.learners]
+        learned = get_all(asking, look=self.look)[0]
+        asked = self._engines if engines is None else engines
+        asking = [self.actors.engines[i].logprobs.remote(self.sequences) for i in asked]
+        answered = get_all(asking, look=self.look)
+        scored = {f"engine {i}": each for i, each in zip(asked, answered, strict=True)}
+        check_sight(version, [game.name for game in self.config.games], {"the learner": learned, **scored})
+        gaps = [self._canaries[i].check(version, each, learned) for i, each in zip(asked, answered, strict=True)]
+        return {"canary_nats": max(gaps)} if gaps else {}
 
-    def evaluate(self, version: int) -> dict[str, float]:
-        """What the policy is worth, at temperature 1, by the protocol of the config."""
+    def evaluate(self, version: int, engines: Sequence[int]) -> dict[str, float]:
+        """What the policy is worth, at temperature 1, by the protocol of the config; some of the engines answer."""
+        self._engines = list(engines)
         config, metrics = self.config.eval, {}
         seeds = range(config.seed, config.seed + config.runs)
         ask = ask_model(self._chat, self._generate, self._sampling)
@@ -74,8 +85,9 @@ class Checkup:
         asks = {p.name: ask_model(self._chat, self._generate, p.sampling) for p in players if isinstance(p, Model)}
         yield from work(job, Opened(lambda player, question: asks[player.name](question)))
 
-    def examine(self) -> dict[str, float]:
-        """What the lab finds of the policy, at temperature 1."""
+    def examine(self, engines: Sequence[int]) -> dict[str, float]:
+        """What the lab finds of the policy, at temperature 1; some of the engines answer."""
+        self._engines = list(engines)
         metrics: dict[str, float] = {}
         for game in self.config.games:
             states = self._lab_states[game.name]
@@ -96,24 +108,28 @@ class Checkup:
 
     async def _generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Sequence[Completion]]:
         """Answers outside of training, from all engines together."""
-        engines = self.actors.engines
+        engines = [self.actors.engines[i] for i in self._engines]
         self._turn += 1
         shares = [list(requests[i :: len(engines)]) for i in range(len(engines))]
         asked = [(engines[(i + self._turn) % len(engines)], part) for i, part in enumerate(shares) if part]
         answering = asyncio.gather(*(engine.ask.remote(part, sampling) for engine, part in asked))
-        try:
-            parts = await asyncio.wait_for(answering, self.config.eval.timeout_s)
-        except TimeoutError:
-            raise RuntimeError(f"the engines gave no answer in {self.config.eval.timeout_s:g} s") from None
+        deadline = time.monotonic() + self.config.eval.timeout_s
+        while not (await asyncio.wait([answering], timeout=1.0))[0]:
+            self.look()
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the engines gave no answer in {self.config.eval.timeout_s:g} s")
+        parts = answering.result()
         answers: list[Any] = [None] * len(requests)
         for i, part in enumerate(parts):
             answers[i :: len(engines)] = part
         return answers
 
 
-def get_all(refs: Sequence[ray.ObjectRef], timeout_s: float = CALL_TIMEOUT_S) -> list[Any]:
+def get_all(
+    refs: Sequence[ray.ObjectRef], timeout_s: float = CALL_TIMEOUT_S, look: Callable[[], None] | None = None
+) -> list[Any]:
     """The results of actor calls, each waited for so long."""
-    return [get(ref, timeout_s) for ref in refs]
+    return [get(ref, timeout_s, look) for ref in refs]
 
 
 def await_parts(
@@ -139,10 +155,16 @@ def await_parts(
         left = [ref for ref in left if ref not in up]
 
 
-def get(ref: ray.ObjectRef, timeout_s: float = CALL_TIMEOUT_S) -> Any:
-    """The result of an actor call. Raises `RuntimeError` where there is none in time, `ValueError` as the call did."""
+def get(ref: ray.ObjectRef, timeout_s: float = CALL_TIMEOUT_S, look: Callable[[], None] | None = None) -> Any:
+    """The result of an actor call; `look` is called while it is waited for, and ends the wait if it raises.
+
+    Raises `RuntimeError` where there is none in time, `ValueError` as the call did.
+    """
+    deadline = time.monotonic() + timeout_s
+    while look and time.monotonic() < deadline and not ray.wait([ref], timeout=1.0, fetch_local=False)[0]:
+        look()
     try:
-        return ray.get(ref, timeout=timeout_s)
+        return ray.get(ref, timeout=max(0.0, deadline - time.monotonic()))
     except ray.exceptions.GetTimeoutError:
         raise RuntimeError(f"no answer after {timeout_s:g} s") from None
     except ray.exceptions.RayTaskError as error:

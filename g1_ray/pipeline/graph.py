@@ -25,15 +25,19 @@ Only `admit` and `take` wait for something outside of their tick. They are gates
 once its gate has let it through, so nothing that waits is ever queued before something that could wake it, and a
 tick's deadline counts from the moment it has something to do.
 
+An engine that fails in `load_policy` does not fail the step: what waits for it is submitted once all engines are
+through, with None for those that failed.
+
 The graphs are Ray DAGs. Ray's own executors are not used: `DAGNode.execute` is deprecated, and a compiled graph dies
 with any of its actors and allows one graph an actor. Ours submits the bound nodes as plain actor calls that pass
 object references from actor to actor.
 """
 
+import contextlib
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -51,17 +55,16 @@ class Actors:
     learners: Sequence[Any]
 
 
-def rollout_graph(actors: Actors, lane: int, turns: int) -> DAGNode:
-    """The graph of one lane; its input is the number of groups of a tick. Lanes are dealt out over the actors."""
-    env_worker = actors.env_workers[lane % len(actors.env_workers)]
-    engine = actors.engines[lane % len(actors.engines)]
+def rollout_graph(actors: Actors, env_worker: int, engine: int, turns: int) -> DAGNode:
+    """The graph of a tick on one env worker and one engine, by their numbers; its input is the number of groups."""
+    games, answering = actors.env_workers[env_worker], actors.engines[engine]
     with InputNode() as num_groups:
         tickets = actors.buffer.admit.bind(num_groups)
-        groups = env_worker.observe.bind(tickets)
+        groups = games.observe.bind(tickets)
         for _ in range(turns):
-            answers = engine.generate.bind(groups)
-            groups = env_worker.score.bind(groups, answers)
-        return actors.buffer.put.bind(env_worker.finish.bind(groups))
+            answers = answering.generate.bind(groups)
+            groups = games.score.bind(groups, answers)
+        return actors.buffer.put.bind(games.finish.bind(groups))
 
 
 def train_graph(actors: Actors) -> DAGNode:
@@ -95,6 +98,10 @@ def actor_of(node: ClassMethodNode) -> Any:
     return node.get_other_args_to_resolve()[PARENT_CLASS_NODE_KEY]
 
 
+MAY_FAIL = "load_policy"
+"""The call that other calls of its tick go on without."""
+
+
 @dataclass
 class Tick:
     """One passage through a graph."""
@@ -107,21 +114,47 @@ class Tick:
     """Unix time, s: when it was begun."""
     opened: float | None = None
     """Unix time, s: when its gate let it through."""
+    passed: dict[int, bool] = field(default_factory=dict)
+    """Of calls that may fail and are over, by the node's `id`: whether they did not."""
 
     def _submit(self, node: ClassMethodNode) -> None:
-        arguments = [self.value if isinstance(a, InputNode) else self.refs.get(id(a), a) for a in node.get_args()]
+        arguments = [self.value if isinstance(a, InputNode) else self._result(a) for a in node.get_args()]
         method = getattr(actor_of(node), node.get_method_name())
         self.refs[id(node)] = method.remote(*arguments)
+
+    def _result(self, argument: object) -> Any:
+        return self.refs.get(id(argument), argument) if self.passed.get(id(argument), True) else None
 
     def begin(self) -> None:
         """Submits the gate."""
         self._submit(self.calls[0])
 
     def open(self) -> None:
-        """Submits all that comes after the gate."""
+        """Submits all that comes after the gate, up to what waits for calls that may fail."""
         self.opened = time.time()
+        self._go_on()
+
+    def _go_on(self) -> None:
         for node in self.calls[1:]:
-            self._submit(node)
+            risky = [a for a in node.get_args() if isinstance(a, ClassMethodNode) and a.get_method_name() == MAY_FAIL]
+            if id(node) not in self.refs and all(id(argument) in self.passed for argument in risky):
+                self._submit(node)
+
+    def settle(self, ref: ray.ObjectRef) -> None:
+        """Goes on after a call that has ended. Raises what it raised; of one that may fail, what its arguments did."""
+        node = next(node for node in self.calls if self.refs.get(id(node)) == ref)
+        try:
+            ray.get(ref)
+            self.passed[id(node)] = True
+        except Exception:
+            if node.get_method_name() != MAY_FAIL:
+                raise
+            for (
+                argument
+            ) in node.get_args():  # an engine's failure is its own only where what it was given is not to blame
+                ray.get(self.refs[id(argument)], timeout=1.0)
+            self.passed[id(node)] = False
+        self._go_on()
 
     @property
     def gate(self) -> ray.ObjectRef:
@@ -129,22 +162,49 @@ class Tick:
         return self.refs[id(self.calls[0])]
 
     @property
-    def pending(self) -> ray.ObjectRef:
-        """What the tick waits for now."""
-        return self.gate if self.opened is None else self.refs[id(self.calls[-1])]
+    def last(self) -> ray.ObjectRef | None:
+        """What the tick comes to, once that has been asked for."""
+        return self.refs.get(id(self.calls[-1])) if self.opened is not None else None
+
+    def awaited(self) -> list[ray.ObjectRef]:
+        """What is news of the tick: its gate; then its end, and what may fail on the way."""
+        if self.opened is None:
+            return [self.gate]
+        risky = [node for node in self.calls if node.get_method_name() in (MAY_FAIL, "step")]
+        open_ = [self.refs[id(node)] for node in risky if id(node) in self.refs and id(node) not in self.passed]
+        return open_ + ([self.last] if self.last is not None else [])
 
     def failure(self, timeout_s: float = 0.1) -> "Failure":
-        """Of the first call that did not end well: where to look."""
+        """Of the first call that raised, or else of the first that has not ended: where to look."""
+        silent = None
+        for node in self.calls:
+            name, actor, ref = node.get_method_name(), actor_of(node), self.refs.get(id(node))
+            if ref is None or not ray.wait([ref], timeout=timeout_s)[0]:
+                silent = silent or Failure(f"{name} gave no answer", actor=actor)
+            elif name != MAY_FAIL:
+                try:
+                    ray.get(ref, timeout=timeout_s)
+                except Exception as error:  # noqa: BLE001 - whatever it was, it is what is to be told
+                    trace = "".join(traceback.format_exception(error))
+                    return Failure(f"{name}: {first_line(error)}", trace, actor, error)
+        return silent or Failure("no call failed")
+
+    def cancel(self) -> None:
+        """Takes back the calls that are being answered: an engine gives up what it was asked for.
+
+        Those that wait for them fail with them. (Of a call that was not sent yet, the actor would miss the number.)
+        """
         for node in self.calls:
             ref = self.refs.get(id(node))
-            if ref is None or not ray.wait([ref], timeout=timeout_s)[0]:
-                return Failure(f"{node.get_method_name()} gave no answer")
-            try:
-                ray.get(ref, timeout=timeout_s)
-            except Exception as error:  # noqa: BLE001 - whatever it was, it is what is to be told
-                trace = "".join(traceback.format_exception(error))
-                return Failure(f"{node.get_method_name()}: {first_line(error)}", trace)
-        return Failure("no call failed")
+            waits_for = [self.refs[id(a)] for a in node.get_args() if id(a) in self.refs]
+            if ref is not None and not over([ref]) and over(waits_for):
+                with contextlib.suppress(Exception):  # of an actor that is gone
+                    ray.cancel(ref, recursive=False)
+
+
+def over(refs: list[ray.ObjectRef]) -> bool:
+    """Whether all of some calls have ended, well or not."""
+    return not refs or len(ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)[0]) == len(refs)
 
 
 def first_line(error: BaseException) -> str:
@@ -162,6 +222,20 @@ class Failure:
     """In one line, e.g. "generate: RuntimeError: out of memory"."""
     trace: str = ""
     """Whole, the actor's own traceback in it; '' where there was no error, just no answer."""
+    actor: Any = None
+    """Whose call it was."""
+    error: BaseException | None = None
+    """What the call raised; None where it gave no answer."""
+
+    @property
+    def call(self) -> str:
+        """E.g. "generate"."""
+        return self.line.partition(":")[0].removesuffix(" gave no answer")
+
+    @property
+    def died(self) -> bool:
+        """Whether its actor did, or could not be reached."""
+        return isinstance(self.error, ray.exceptions.RayActorError | ray.exceptions.ObjectLostError)
 
 
 @dataclass(frozen=True)
@@ -191,36 +265,54 @@ class Executor:
 
     def poll(self, timeout_s: float) -> list[Finished]:
         """What has finished or failed, waiting for the first up to `timeout_s`; opens the gates that let through."""
-        by_ref = {tick.pending: tick for tick in self.ticks.values()}
+        by_ref = {ref: tick for tick in self.ticks.values() for ref in tick.awaited()}
+        if not by_ref:
+            time.sleep(timeout_s)
+            return []
         done, _ = ray.wait(list(by_ref), num_returns=1, timeout=timeout_s, fetch_local=False)
         if done:  # whoever else is ready comes along
             done, _ = ray.wait(list(by_ref), num_returns=len(by_ref), timeout=0, fetch_local=False)
         finished = []
         for ref in done:
             tick = by_ref[ref]
-            if tick.opened is None:
-                tick.open()
-            else:
-                finished.append(self._finish(tick))
+            if self.ticks.get(tick.lane) is tick and (over := self._hear(tick, ref)):
+                finished.append(over)
         now = time.time()
         for tick in list(self.ticks.values()):
             if tick.opened is not None and now - tick.opened > self.tick_timeout_s:
                 failure = tick.failure()
-                late = f"no end after {self.tick_timeout_s:g} s; {failure.line}"
-                finished.append(self._drop(tick, Failure(late, failure.trace)))
+                finished.append(
+                    self._drop(tick, replace(failure, line=f"no end after {self.tick_timeout_s:g} s; {failure.line}"))
+                )
         return finished
 
-    def _finish(self, tick: Tick) -> Finished:
+    def _hear(self, tick: Tick, ref: ray.ObjectRef) -> Finished | None:
+        """Takes a tick on by what has ended; itself, where that was its last call or one that failed."""
         try:
-            result = ray.get(tick.pending, timeout=self.tick_timeout_s)
+            if tick.opened is None:
+                tick.open()
+            elif ref == tick.last:
+                result = ray.get(ref, timeout=self.tick_timeout_s)
+                del self.ticks[tick.lane]
+                return Finished(tick, result, None, time.time())
+            else:
+                tick.settle(ref)
         except Exception:  # noqa: BLE001 - any failure of any part is the tick's
             return self._drop(tick, tick.failure())
-        del self.ticks[tick.lane]
-        return Finished(tick, result, None, time.time())
+        return None
 
     def _drop(self, tick: Tick, failure: Failure) -> Finished:
         del self.ticks[tick.lane]
+        tick.cancel()
         return Finished(tick, None, failure, time.time())
+
+    def clear(self) -> list[Tick]:
+        """Gives up all ticks, and returns them."""
+        dropped = list(self.ticks.values())
+        self.ticks.clear()
+        for tick in dropped:
+            tick.cancel()
+        return dropped
 
 
 def describe(output: DAGNode, names: dict[int, str]) -> list[str]:

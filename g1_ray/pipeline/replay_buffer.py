@@ -16,7 +16,7 @@ A plain asyncio class: it becomes an actor where the graphs are composed.
 import asyncio
 import heapq
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,19 +25,22 @@ import numpy as np
 from g1_ray.config import RunConfig
 from g1_ray.pipeline.curriculum import Curriculum
 from g1_ray.seeds import seed_of
-from g1_ray.types import Fate, Group, Ticket
+from g1_ray.types import Fate, Group, Spoiled, Ticket
 
 MAX_ISSUES = 3
 """Times a group is tried before it is given up and quarantined."""
 POOL = 1024
 """Flat groups kept for the next batch."""
+RECENT = 64
+"""Groups that came last: where more than half of them had something wrong with them, so has the run."""
 
 
 class ReplayBuffer:
     """Tickets out, groups in, batches out.
 
     `fault_of` says what is wrong with a group ('' for nothing), `is_flat` whether all its answers earn the same;
-    `keep` is given every group that comes to an end with what became of it.
+    `keep` is given every group that comes to an end with what became of it, and `record` a line for the ledger of what
+    else it takes to come back after a death (`recover`): both before anybody else can know of it.
     """
 
     def __init__(
@@ -46,21 +49,24 @@ class ReplayBuffer:
         fault_of: Callable[[Group], str],
         is_flat: Callable[[Group], bool],
         keep: Callable[[Fate, Group | None], None],
+        record: Callable[[Mapping[str, Any]], None] = lambda line: None,
     ) -> None:
         self.config = config
         self.capacity = config.capacity
         self.version = 0
         self.counts: Counter[str] = Counter()
-        self._fault_of, self._is_flat, self._keep = fault_of, is_flat, keep
+        self._fault_of, self._is_flat, self._keep, self._record = fault_of, is_flat, keep, record
         self._next = 0
         self._running: dict[int, Ticket] = {}
         self._again: deque[Ticket] = deque()
+        self._blamed: Counter[int] = Counter()  # times that a group of those running failed
         self._waiting: dict[int, Group] = {}
-        self._taken: dict[int, tuple[Group, int]] = {}  # with its staleness
+        self._taken: dict[int, tuple[Ticket, Group | None, int]] = {}  # with its staleness; no group after a death
         self._flat: list[tuple[int, Group]] = []  # since the last batch: a heap of those with the highest numbers
         self._forgotten: Counter[str] = Counter()  # by game, the other flat ones
         self.flat_in_a_row = 0
         """Groups that came since the last one that was not flat."""
+        self._faults: deque[str] = deque(maxlen=RECENT)
         self.curriculum = Curriculum(config)
         self._changed = asyncio.Condition()
         self._closed = False
@@ -73,8 +79,27 @@ class ReplayBuffer:
         Fewer where nothing is running any more, as then no other slots will come free: a batch may lack just a few.
         """
         async with self._changed:
-            await self._changed.wait_for(lambda: self._closed or self._free >= (num_groups if self._active else 1))
-            return [] if self._closed else [self._issue() for _ in range(min(num_groups, self._free))]
+            await self._changed.wait_for(
+                lambda: self._closed or self._suspected or self._free >= (num_groups if self._active else 1)
+            )
+            if self._closed:
+                return []
+            if self._suspected:
+                return [self._issue()]
+            tickets = [self._issue() for _ in range(min(num_groups, self._free))]
+            self._record({"admitted": self.counts["issued"]})
+            return tickets
+
+    @property
+    def spoiled(self) -> str:
+        """What is wrong with the last one that something is, where that is so of most that came lately; else ''."""
+        faults = [fault for fault in self._faults if fault]
+        return faults[-1] if len(self._faults) == RECENT < 2 * len(faults) else ""
+
+    @property
+    def _suspected(self) -> bool:
+        """Whether the next group has failed before: it is tried alone, so that it fails no others again."""
+        return bool(self._again) and self._blamed[self._again[0].group] > 0
 
     @property
     def _active(self) -> int:
@@ -101,8 +126,8 @@ class ReplayBuffer:
         start = self.curriculum.draw(number, np.random.default_rng(seed))
         return Ticket(number, start.game, seed, self.version, state=start.state, source=start.source)
 
-    async def put(self, groups: Sequence[Group]) -> int:
-        """Takes groups in, each whole; returns how many.
+    async def put(self, groups: Sequence[Group | Spoiled]) -> int:
+        """Takes groups in, each whole; returns how many. A spoiled one is quarantined.
 
         One that came already, or of an older issue, is refused, and so is everything once the books are closed.
         """
@@ -116,8 +141,10 @@ class ReplayBuffer:
                     continue
                 del self._running[group.ticket.group]
                 taken_in += 1
-                if fault := self._fault_of(group):
-                    self._end(group.ticket, "quarantined", fault, group)
+                fault = group.reason if isinstance(group, Spoiled) else self._fault_of(group)
+                self._faults.append(fault)
+                if isinstance(group, Spoiled) or fault:
+                    self._end(group.ticket, "quarantined", fault, None if isinstance(group, Spoiled) else group)
                 elif self._is_flat(group):
                     self._keep_flat(group)
                     self._end(group.ticket, "dropped", "flat", group)
@@ -135,14 +162,18 @@ class ReplayBuffer:
             _, oldest = heapq.heappop(self._flat)
             self._forgotten[oldest.ticket.game] += 1
 
-    async def fail(self, tickets: Sequence[Ticket], reason: str) -> None:
-        """Groups that came to nothing: they are issued again, or given up after `MAX_ISSUES` times."""
+    async def fail(self, tickets: Sequence[Ticket], reason: str, blame: bool = True) -> None:
+        """Groups that came to nothing: they are issued again, or given up after `MAX_ISSUES` times.
+
+        Without `blame` it was a part that died, and not one of these times.
+        """
         async with self._changed:
             for ticket in tickets:
                 current = self._running.get(ticket.group)
                 if current is None or current.incarnation != ticket.incarnation or current in self._again:
                     continue
-                if ticket.incarnation + 1 >= MAX_ISSUES:
+                self._blamed[ticket.group] += blame
+                if self._blamed[ticket.group] >= MAX_ISSUES:
                     del self._running[ticket.group]
                     self._end(ticket, "quarantined", reason, None)
                 else:
@@ -161,6 +192,9 @@ class ReplayBuffer:
         """
         num_groups = self.config.rollout.groups_per_step
         async with self._changed:
+            for ticket, group, staleness in self._taken.values():  # of a step that came to nothing
+                self._end(ticket, "dropped", "lost", group, staleness)
+            self._taken.clear()
             while not self._closed:
                 self._drop_stale(version)
                 if len(self._waiting) >= num_groups:
@@ -170,7 +204,9 @@ class ReplayBuffer:
                 return [], [], {}
             # With staleness 0 the slots admit no more than these: their numbers decide, not their order of arrival.
             groups = [self._waiting.pop(number) for number in sorted(self._waiting)[:num_groups]]
-            self._taken = {group.ticket.group: (group, version - group.min_version) for group in groups}
+            self._taken = {g.ticket.group: (g.ticket, g, version - g.min_version) for g in groups}
+            its = [[number, ticket.game, staleness] for number, (ticket, _, staleness) in self._taken.items()]
+            self._record({"taken": its, "version": version})
             flat, self._flat = [group for _, group in sorted(self._flat)], []
             forgotten, self._forgotten = dict(self._forgotten), Counter()
             self.curriculum.learn([*groups, *flat], version)
@@ -192,14 +228,16 @@ class ReplayBuffer:
         async with self._changed:
             assert version >= self.version, f"version {version} after {self.version}"
             self.version = version
-            for group, staleness in self._taken.values():
-                self._end(group.ticket, "quarantined" if skipped else "trained", skipped, group, staleness)
+            for ticket, group, staleness in self._taken.values():
+                self._end(ticket, "quarantined" if skipped else "trained", skipped, group, staleness)
             self._taken.clear()
+            self._record({"released": version})
             self._changed.notify_all()
 
     # Books
 
     def _end(self, ticket: Ticket, fate: str, reason: str, group: Group | None, staleness: int | None = None) -> None:
+        self._blamed.pop(ticket.group, None)
         if staleness is None:
             staleness = self.version - (ticket.version if group is None else group.min_version)
         self.counts[fate] += 1
@@ -235,9 +273,39 @@ class ReplayBuffer:
         older = {"version": state["version"], "visited": state.get("visited", {}), "known": {}, "records": []}
         self.curriculum.load_state_dict(state.get("curriculum", older))
 
+    def recover(self, ledger: Sequence[Mapping[str, Any]], learned: dict[str, Any] | None = None) -> None:
+        """Goes on from the ledger of a buffer that died; `learned` is of the curriculum, as a checkpoint has it.
+
+        What was running or waiting is lost, and booked as dropped; what a step is being trained on is still taken.
+        """
+        fates = {line["group"]: line for line in ledger if "fate" in line}
+        for line in ledger:
+            self._next = max(self._next, line.get("admitted", 0), line.get("issued", 0))
+            self.version = line.get("released", line.get("checkpoint", self.version))
+        self.counts["issued"] = self._next
+        for line in fates.values():
+            self.counts[line["fate"]] += 1
+            if line["fate"] == "dropped":
+                self.counts[f"dropped: {line['reason']}"] += 1
+        batches = [line.get("taken", ()) for line in ledger if "taken" in line or "released" in line]
+        taken = [its for its in (batches[-1] if batches else ()) if its[0] not in fates]
+        self._taken = {n: (Ticket(n, game, 0, self.version), None, staleness) for n, game, staleness in taken}
+        for number in range(self._next):
+            if number not in fates and number not in self._taken:
+                self._end(Ticket(number, "", 0, self.version), "dropped", "lost", None, 0)
+        if learned:
+            self.curriculum.load_state_dict(learned)
+
     async def close(self) -> dict[str, int]:
         """Wakes everybody up: nothing more is admitted, taken in or handed out. The final books."""
         async with self._changed:
             self._closed = True
             self._changed.notify_all()
             return self.books()
+
+
+def books_of(config: RunConfig, ledger: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """The books of a buffer that is no more, off its ledger."""
+    buffer = ReplayBuffer(config, lambda group: "", lambda group: False, lambda fate, group: None)
+    buffer.recover(ledger)
+    return buffer.books()

@@ -3,8 +3,12 @@
 A worker keeps nothing between calls but caches: the states are in what flows, so a group outlives its worker.
 """
 
-from collections.abc import Sequence
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,10 +18,13 @@ from g1_ray.rollout.begun import described
 from g1_ray.rollout.referee import Referee
 from g1_ray.rollout.starts import draw_state
 from g1_ray.seeds import seed_of
-from g1_ray.types import Completion, Group, Ints, OpenGroup, Prompt, Request, Rollout, Ticket
+from g1_ray.types import Completion, Group, Ints, OpenGroup, Prompt, Request, Rollout, Spoiled, Ticket
 
 Answers = Sequence[Sequence[Completion]]
 """Of each request, its answers."""
+GAME_S = 30.0
+"""Longest that a group's games may take for one call."""
+_T = TypeVar("_T")
 
 
 def check_prompts(config: RunConfig, model_path: str) -> None:
@@ -39,8 +46,40 @@ def check_prompts(config: RunConfig, model_path: str) -> None:
             )
 
 
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raises `TimeoutError` in what takes longer, in a process's main thread: in no other can anything be stopped."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(number: int, frame: object) -> None:
+        raise TimeoutError(f"no end after {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def unspoiled(ticket: Ticket, call: Callable[..., _T], *arguments: Any) -> _T | Spoiled:
+    """What a call for one group gives, or what became of the group where that raises or hangs."""
+    try:
+        with limited(GAME_S):
+            return call(*arguments)
+    except Exception as error:  # noqa: BLE001 - a game may raise anything, and it is this group's alone
+        said = str(error).strip().partition("\n")[0]
+        return Spoiled(ticket, f"{call.__name__.strip('_')}: {type(error).__name__}: {said}")
+
+
 class EnvWorker:
-    """The games of a run. All of its methods are functions of their arguments."""
+    """The games of a run. All of its methods are functions of their arguments.
+
+    What a game raises, or that it hangs, is the fault of its group, which becomes `Spoiled`.
+    """
 
     def __init__(self, config: RunConfig, model_path: str) -> None:
         from g1_ray.models.chat import Chat  # and with it transformers: only where it is used
@@ -50,9 +89,9 @@ class EnvWorker:
         opened = bool(self.chat.opened)
         self.referees = {game.name: Referee(game, config.reward, opened) for game in config.games}
 
-    def observe(self, tickets: Sequence[Ticket]) -> list[OpenGroup]:
+    def observe(self, tickets: Sequence[Ticket]) -> list[OpenGroup | Spoiled]:
         """Puts every ticket's game into its start state, and asks for the first answers of its group."""
-        return [self._start(ticket) for ticket in tickets]
+        return [unspoiled(ticket, self._start, ticket) for ticket in tickets]
 
     def _start(self, ticket: Ticket) -> OpenGroup:
         referee = self.referees[ticket.game]
@@ -73,9 +112,12 @@ class EnvWorker:
         rng = np.random.default_rng(seed_of("begun", ticket.seed))
         return described(self.referees[ticket.game].codec, start.game().perception(), self.config.wrong_cells, rng)
 
-    def score(self, groups: Sequence[OpenGroup], answers: Sequence[Answers]) -> list[OpenGroup]:
+    def score(self, groups: Sequence[OpenGroup | Spoiled], answers: Sequence[Answers]) -> list[OpenGroup | Spoiled]:
         """Plays the answers; the groups that come back ask for the next ones, if any rollout goes on."""
-        return [self._score(group, given) for group, given in zip(groups, answers, strict=True)]
+        return [
+            group if isinstance(group, Spoiled) else unspoiled(group.ticket, self._score, group, given)
+            for group, given in zip(groups, answers, strict=True)
+        ]
 
     def _score(self, group: OpenGroup, answers: Answers) -> OpenGroup:
         referee = self.referees[group.ticket.game]
@@ -104,11 +146,14 @@ class EnvWorker:
             requests.append(Request(prompt, 1, seed_of("answer", group.ticket.seed, len(turns), number)))
         return replace(group, requests=tuple(requests), waiting=waiting)
 
-    def finish(self, groups: Sequence[OpenGroup]) -> list[Group]:
+    def finish(self, groups: Sequence[OpenGroup | Spoiled]) -> list[Group | Spoiled]:
         """The groups that groups with nothing left to ask have become."""
         for group in groups:
-            assert not group.requests, f"group {group.ticket.group} still waits for {len(group.waiting)} answers"
-        return [Group(group.ticket, group.start, group.rollouts) for group in groups]
+            assert not group.requests, f"group {group.ticket.group} still waits for {len(group.requests)} answers"
+        return [
+            group if isinstance(group, Spoiled) else Group(group.ticket, group.start, group.rollouts)
+            for group in groups
+        ]
 
     def canaries(self) -> list[tuple[Prompt, Ints]]:
         """What engines and learner are compared on, for each game: what `check_sight` asks, and an answer alone."""

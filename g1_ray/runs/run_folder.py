@@ -26,7 +26,7 @@ from typing import Any
 
 from g1_ray.config import RunConfig, load_config
 from g1_ray.config_text import changes
-from g1_ray.files import LOCK, Journal, Lock, check_writable, read_lines, write_json, write_lines, write_text
+from g1_ray.files import LOCK, Journal, Lock, check_writable, read_json, read_lines, write_json, write_lines, write_text
 from g1_ray.runs import checkpoints
 from g1_ray.runs.trackers import Trackers
 from g1_ray.runs.trajectories import TrajectoryWriter, files_in
@@ -65,7 +65,7 @@ class RunFolder:
         changed: dict[str, str] = {}
         if before:
             changed = before._changes(config) if resume else {}
-            before._rewind()
+            before.rewind()
         write_text(path / "config.json", config.to_json())
         folder = cls(path)
         folder._lock, folder.changed, folder._made = lock, changed, made
@@ -149,6 +149,23 @@ class RunFolder:
     def log_fate(self, fate: Fate) -> None:
         """A line of the ledger: what became of a group."""
         self._append("ledger.jsonl", asdict(fate))
+
+    def log_books(self, line: Mapping[str, Any]) -> None:
+        """A line of the ledger that is no group's end: what the buffer needs to come back after a death."""
+        self._append("ledger.jsonl", line)
+
+    def ledger_lines(self) -> list[dict[str, Any]]:
+        """All lines of the ledger."""
+        return read_lines(self.path / "ledger.jsonl")
+
+    def learned(self) -> dict[str, Any] | None:
+        """What the curriculum had learned when the newest checkpoint was made, if there is one."""
+        if (latest := self.latest()) is None:
+            return None
+        learned: dict[str, Any] | None = read_json(latest / "learner" / "state.json")["extra"]["buffer"].get(
+            "curriculum"
+        )
+        return learned
 
     def keep_group(self, group: Group) -> None:
         """Stores a group's turns among the trajectories."""
@@ -242,8 +259,13 @@ class RunFolder:
 
     # Going on
 
-    def _rewind(self) -> None:
-        """Takes back what came after the newest checkpoint, or everything where there is none."""
+    def rewind(self) -> Path | None:
+        """Takes back what came after the newest checkpoint, or everything where there is none; that checkpoint.
+
+        Nobody else may have the ledger or the trajectories open.
+        """
+        for journal in self._journals.values():
+            journal.close()
         latest = self.latest()
         step = int(latest.name.partition("-")[2]) if latest else 0
         ledger = read_lines(self.path / "ledger.jsonl")
@@ -259,3 +281,4 @@ class RunFolder:
         write_lines(self.path / "metrics.jsonl", metrics)
         for path in files_in(self.path / "trajectories")[mark["files"] :]:
             path.unlink()
+        return latest

@@ -2,16 +2,19 @@
 
 import json
 import traceback
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from folders import small_config
 
-pytest.importorskip("ray")
+ray = pytest.importorskip("ray")
 
 from g1_ray.pipeline import run  # noqa: E402
 from g1_ray.pipeline.actors import Receipt, StepSummary  # noqa: E402
 from g1_ray.pipeline.graph import Failure, Finished  # noqa: E402
+from g1_ray.pipeline.parts import Part  # noqa: E402
+from g1_ray.pipeline.recovery import MAX_DEATHS, Recovery  # noqa: E402
 from g1_ray.pipeline.run import MAX_FAILURES, Pipeline  # noqa: E402
 from g1_ray.runs.run_folder import RunFolder  # noqa: E402
 from g1_ray.types import Origin, StepReport  # noqa: E402
@@ -28,21 +31,30 @@ def failure():
         return Failure("generate: RuntimeError: out of memory", traceback.format_exc())
 
 
+class Well(Recovery):
+    """Of parts that are never asked, and are well but for those that are lost."""
+
+    def examine(self, part, patience_s=0.0):
+        return part.up
+
+
 @pytest.fixture
 def pipeline(tmp_path, monkeypatch):
-    """One whose lanes only count, and whose buffer only listens."""
-    monkeypatch.setattr(run, "get", lambda ref: ref)
+    """One whose buffer only listens."""
+    monkeypatch.setattr(run, "get", lambda ref, timeout_s=0.0, look=None: ref)
     config = small_config(tmp_path)
     made = Pipeline(config, "", RunFolder.open(config))
-    made.failed, made.started = [], []
-    fail = SimpleNamespace(remote=lambda tickets, reason: made.failed.append((tickets, reason)))
-    made.actors = SimpleNamespace(buffer=SimpleNamespace(fail=fail))
-    monkeypatch.setattr(made, "_start_lane", made.started.append)
+    made.failed = []
+    fail = SimpleNamespace(remote=lambda *about: made.failed.append(about))
+    made.actors = SimpleNamespace(buffer=SimpleNamespace(fail=fail), learners=())
+    parts = [Part(role, 0, role) for role in ("buffer", "env worker", "engine", "learner")]
+    made.recovery = Well(made.actors, parts, "float32", 60.0, (), made.folder.note)
     return made
 
 
 def finished(failure, lane=2, result=None):
-    return Finished(SimpleNamespace(lane=lane, gate="tickets", started=1.0, opened=2.0), result, failure, 3.0)
+    tick = SimpleNamespace(lane=lane, gate="tickets", started=1.0, opened=2.0, calls=[], failure=lambda: failure)
+    return Finished(tick, result, failure, 3.0)
 
 
 def lines(pipeline, name):
@@ -57,7 +69,7 @@ def test_a_tick_that_fails_leaves_its_whole_traceback_and_is_made_again(pipeline
     assert note["traceback"] == told.trace
     assert "in out_of_memory\n" in note["traceback"] and note["traceback"].endswith("out of memory\nand more\n")
     assert lines(pipeline, "trace.jsonl")[-1]["error"] == told.line
-    assert pipeline.failed == [("tickets", told.line)] and pipeline.started == [2]
+    assert pipeline.failed == [("tickets", told.line, True)]
 
 
 def test_a_tick_that_gave_no_answer_has_no_traceback(pipeline):
@@ -78,9 +90,39 @@ def test_a_tick_that_goes_well_is_no_note_and_begins_the_count_of_failures_anew(
     assert len(pipeline.failed) == 2 * (MAX_FAILURES - 1)
 
 
+def test_a_group_is_not_blamed_for_the_death_of_a_part_and_the_run_goes_on(pipeline):
+    died = Failure("generate: ActorDiedError: gone", "", "engine", ray.exceptions.ActorDiedError())
+    for _ in range(2 * MAX_FAILURES):
+        pipeline._after_rollouts(finished(died))
+    assert pipeline.failed == [("tickets", died.line, False)] * 2 * MAX_FAILURES
+    assert [part.name for part in pipeline.recovery.parts if not part.up] == ["engine 0"]
+    assert pipeline.recovery.healing and not pipeline.recovery.of("engine")
+    assert pipeline.recovery.parts[2].deaths == 1  # once, however many ticks it took with it
+
+
+def test_a_part_that_dies_again_and_again_ends_the_run_unless_steps_are_made(pipeline):
+    part, recovery = pipeline.recovery.parts[1], pipeline.recovery
+    for round in range(3 * MAX_DEATHS):
+        recovery.lose(part, "died")
+        part.up = True
+        if round % MAX_DEATHS == MAX_DEATHS - 1:
+            recovery.a_step_was_made()
+    with pytest.raises(RuntimeError, match=f"env worker 0 died; that was {MAX_DEATHS + 1} times without a step"):
+        for _ in range(MAX_DEATHS + 1):
+            recovery.lose(part, "died")
+            part.up = True
+
+
+def test_most_groups_spoiled_end_the_run_with_the_reason(pipeline):
+    pipeline._after_rollouts(finished(None, result=Receipt([], 0)))
+    with pytest.raises(RuntimeError, match="most of the last groups .*; observe: ValueError: no such board"):
+        pipeline._after_rollouts(finished(None, result=Receipt([], 0, "observe: ValueError: no such board")))
+
+
 def test_a_step_that_fails_leaves_its_whole_traceback_and_ends_the_run(pipeline):
     told = failure()
-    with pytest.raises(RuntimeError, match="step 1 failed; generate: RuntimeError: out of memory"):
+    told = replace(told, line="step: RuntimeError: out of memory", actor="learner", error=RuntimeError("out of memory"))
+    with pytest.raises(RuntimeError, match="step 1 failed on learner 0; step: RuntimeError: out of memory"):
         pipeline._after_step(finished(told, run.TRAIN), lambda step, metrics: None)
     assert lines(pipeline, "notes.jsonl")[-1]["traceback"] == told.trace
 
@@ -118,6 +160,7 @@ def test_the_line_of_a_step_is_there_whatever_comes_after_it(pipeline, part):
     names = ("canary", "evaluate", "examine")
     pipeline.checkup = SimpleNamespace(**{name: does(name) for name in names})
     pipeline.save = does("save")
+    pipeline._catch_up = lambda tick, report: None
     summary = StepSummary(StepReport(1, {"loss": 0.5}, Origin({}, 0, 1.0)), {"issued": 4})
 
     def on_step(step, metrics):

@@ -212,7 +212,10 @@ FRAMING = (b"\r\nContent-Length: ", b"\r\nTransfer-Encoding:", b"\r\nUpgrade:")
 def is_whole(request: bytes) -> bool:
     """Whether a server can tell where the request ends, so that it owes an answer at once."""
     head, end, body = request.partition(b"\r\n\r\n")
-    framed = f"Content-Length: {len(body)}".encode() in head and sum(head.count(name) for name in FRAMING) == 1
+    framed = (
+        f"\r\nContent-Length: {len(body)}\r\n".encode() in head + b"\r\n"
+        and sum(head.count(name) for name in FRAMING) == 1
+    )
     return bool(end) and (framed or not body and not any(name in head for name in FRAMING))
 
 

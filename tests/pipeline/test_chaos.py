@@ -1,0 +1,142 @@
+"""Parts of real runs are killed or stopped, and the runs go on: in `make test` once each, `make chaos` for long.
+
+G1_RAY_KILLS says how many a run of `make chaos` has (default 20), G1_RAY_CHAOS_SEED what is drawn from.
+"""
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+from test_pipeline import check_books, config, lines
+
+from g1_ray.config import RunConfig
+from jobs.train import train
+
+pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(3600)]
+ROLES = {"env worker": "ray::EnvActor", "buffer": "ray::BufferActor", "engine": "ray::EngineActor",
+         "learner": "ray::LearnerActor", "core": "EngineCore"}  # fmt: skip
+LATEST_S = {"env worker": 60, "buffer": 30, "engine": 180, "learner": 120, "core": 240}
+"""From the kill to the next step, on two cores that others use too, a hang's notice included."""
+
+
+def small(out: Path, kind: str, **learner: int) -> RunConfig:
+    made = config(out, "run", 100_000, kind, staleness=1, lora=0)
+    return made.model_copy(
+        update={
+            "checkpoint_every": 4,
+            "canary_every": 2,
+            "eval": made.eval.model_copy(update={"every": 0, "lab_every": 0, "runs": 0}),
+            "asynchrony": made.asynchrony.model_copy(update={"hang_s": 20.0, "num_env_workers": 2, "env_cpus": 0.2}),
+            "learner": made.learner.model_copy(update=learner),
+        }
+    )
+
+
+def processes(role: str) -> list[psutil.Process]:
+    """Those of a role, of the cluster that this process has started."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if " ".join([process.name(), *process.cmdline()]).find(ROLES[role]) >= 0:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+class Reaper(threading.Thread):
+    """Kills, waits until the run has made another step, and so on; then has it stop."""
+
+    def __init__(self, run: RunConfig, kills: list[tuple[str, signal.Signals]], seed: int = 0) -> None:
+        super().__init__(daemon=True)
+        self.run_config, self.kills, self.rng = run, kills, random.Random(seed)
+        self.took: list[tuple[str, str, float]] = []
+        """Role, signal, seconds to the next step."""
+        self.late: list[str] = []
+
+    def steps(self) -> list[float]:
+        """When each step was made, in the order of the file."""
+        file = self.run_config.folder / "metrics.jsonl"
+        return [json.loads(line)["time"] for line in file.read_text().split("\n")[:-1]] if file.is_file() else []
+
+    def until(self, ready, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while not (over := ready()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return bool(over)
+
+    def run(self) -> None:
+        try:
+            assert self.until(lambda: len(self.steps()) >= 2, 600), "no step was made"
+            for role, number in self.kills:
+                time.sleep(self.rng.random() * 4)
+                assert self.until(lambda role=role: processes(role), 120), f"no {role}"
+                at, victim = time.time(), self.rng.choice(processes(role))
+                victim.send_signal(number)
+                # A step that was nearly made comes all the same: two tell that it goes on.
+                if not self.until(lambda at=at: sum(step > at for step in self.steps()) >= 2, LATEST_S[role]):
+                    self.late.append(f"{role} {number.name}")
+                    break
+                self.took.append((role, number.name, time.time() - at))
+                print(
+                    f"\n{time.strftime('%H:%M:%S')} {role} {number.name}: {self.took[-1][2]:.1f} s", end="", flush=True
+                )
+        except Exception as error:  # noqa: BLE001 - told by the test
+            self.late.append(repr(error))
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # the run ends in order
+
+
+def check(run: RunConfig, reaper: Reaper) -> None:
+    """What holds after any number of deaths."""
+    notes = [line["note"] for line in lines(run.folder, "notes.jsonl")]
+    assert not reaper.late and len(reaper.took) == len(reaper.kills), (reaper.late, notes[-20:])
+    report = check_books(run.folder)
+    steps = [line["step"] for line in lines(run.folder, "metrics.jsonl")]
+    assert steps == list(range(1, len(steps) + 1)) and report["steps"] == len(steps)
+    fates = Counter(line["group"] for line in lines(run.folder, "ledger.jsonl") if "fate" in line)
+    assert set(fates.values()) == {1}  # nothing is trained on twice, nothing booked twice
+    trained = [line for line in lines(run.folder, "ledger.jsonl") if line.get("fate") == "trained"]
+    assert len(trained) == len(steps) * run.rollout.groups_per_step
+    recovered = {name.partition("/")[2] for name in report["last_metrics"] if name.startswith("recovered/")}
+    assert recovered >= {"engine" if role == "core" else role for role, _ in reaper.kills}
+    assert report["groups"]["quarantined"] == 0  # no group is blamed
+
+
+def leftovers(before: set[str]) -> list[str]:
+    """Files in shared memory that were not there before; Ray's object store and Python's semaphores aside."""
+    return [name for name in set(os.listdir("/dev/shm")) - before if not name.startswith(("plasma", "sem."))]
+
+
+def test_a_run_outlives_the_death_of_each_of_its_parts(ray_cluster, tmp_path):
+    before = set(os.listdir("/dev/shm"))
+    run = small(tmp_path, "transformers")
+    reaper = Reaper(run, [(role, signal.SIGKILL) for role in ("env worker", "engine", "buffer", "learner")])
+    reaper.start()
+    assert train(run) == 0
+    check(run, reaper)
+    assert reaper.until(lambda: not any(map(processes, ROLES)) and not leftovers(before), 30)
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.parametrize("kind, ranks", [("transformers", 1), ("vllm", 1), ("transformers", 2)])
+def test_kills_and_stops_of_random_roles(ray_cluster, tmp_path, kind, ranks):
+    """One in six a SIGSTOP."""
+    before, seed = set(os.listdir("/dev/shm")), int(os.environ.get("G1_RAY_CHAOS_SEED", "0"))
+    rng, roles = random.Random(seed), [role for role in ROLES if role != "core" or kind == "vllm"]
+    drawn = [rng.choice(roles) for _ in range(int(os.environ.get("G1_RAY_KILLS", "20")))]
+    kills = [(role, signal.SIGSTOP if rng.random() < 1 / 6 else signal.SIGKILL) for role in drawn]
+    run = small(tmp_path, kind, num_ranks=ranks)
+    reaper = Reaper(run, kills, seed)
+    reaper.start()
+    assert train(run) == 0
+    check(run, reaper)
+    assert reaper.until(lambda: not any(map(processes, ROLES)) and not leftovers(before), 30)
