@@ -131,6 +131,7 @@ class TransformersEngine(EngineBase):
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         finally:
             if not awaited.done():
+                awaited.add_done_callback(lambda future: future.cancelled() or future.exception())  # nobody else asks
                 awaited.cancel()
         if self._loop.done():
             self._loop.result()
