@@ -210,6 +210,16 @@ def write_lines(path: Path, lines: Sequence[Any]) -> None:
     write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
+def take_back(path: Path, kept: Sequence[Any], back: Sequence[Any], aside: Path) -> None:
+    """Leaves the lines `kept` in a JSONL file; those that are taken `back` go to the end of its namesake in `aside`."""
+    if back:
+        aside.mkdir(exist_ok=True)
+        with contextlib.closing(Journal(aside / path.name)) as journal:
+            for line in back:
+                journal.append(line)
+    write_lines(path, kept)
+
+
 class Journal:
     """A JSONL file that is appended to, each line on disk before the next; opened, and mended, at the first one."""
 

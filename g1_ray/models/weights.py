@@ -4,10 +4,11 @@ transformers fills what it does not find with random numbers and leaves out what
 """
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from g1_ray.files import checked, read_json
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -42,11 +43,11 @@ def weight_files(folder: Path) -> list[Path]:
                 "Load it where you trust it and save it again: model.save_pretrained(...) writes safetensors."
             )
         raise ValueError(f"{folder}: no weights there, neither model.safetensors nor {INDEX}")
-    try:
-        shards = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{folder / INDEX}: is no index of weights ({_line(error)}); copy it again") from None
-    files = [folder / str(shard) for shard in shards]
+    index = read_json(folder / INDEX, dict[str, Any])
+    shards = sorted(set(checked(index.get("weight_map"), dict[str, str], f"{folder / INDEX}, weight_map").values()))
+    if outside := [shard for shard in shards if "/" in shard]:
+        raise ValueError(f"{folder / INDEX}: leads out of the folder, to {outside[0]}; copy it again")
+    files = [folder / shard for shard in shards]
     missing = [file.name for file in files if not file.exists()]
     if missing:
         raise ValueError(

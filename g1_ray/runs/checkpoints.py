@@ -33,7 +33,7 @@ def checkpoints(root: Path) -> list[Path]:
 
 def newest(root: Path) -> tuple[Path | None, dict[Path, str]]:
     """The newest checkpoint that is intact, None where none is; and what is wrong with each newer one."""
-    broken = {}
+    broken: dict[Path, str] = {}
     for path in reversed(steps_in(root)):
         if not (fault := fault_of(path)):
             return path, broken

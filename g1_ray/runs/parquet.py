@@ -24,16 +24,6 @@ def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> i
     return rows
 
 
-def check_columns(path: Path, names: Iterable[str], fix: str) -> None:
-    """Raises `ValueError`, with the `fix`, where a file is no parquet, or lacks one of the columns."""
-    try:
-        missing = sorted(set(names) - set(pq.read_schema(path).names))
-    except pa.ArrowInvalid:
-        raise ValueError(f"{path}: no parquet file, or a broken one; {fix}") from None
-    if missing:
-        raise ValueError(f"{path}: no column {missing[0]!r}; {fix}")
-
-
 def with_image(columns: pa.Schema) -> pa.Schema:
     """The columns after one called `image`, which Hugging Face's `datasets` knows for its own Image feature."""
     image = pa.field("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))

@@ -36,11 +36,12 @@ from g1_ray.files import (
     Lock,
     check_writable,
     part_of,
+    read_json,
     read_lines,
     set_aside,
     steps_in,
+    take_back,
     write_json,
-    write_lines,
     write_text,
 )
 from g1_ray.runs import checkpoints
@@ -137,7 +138,7 @@ class RunFolder:
 
     def _changes(self, config: RunConfig) -> dict[str, str]:
         """What differs from the run that is there. A checkpoint is of its model and its seed; all else may change."""
-        changed = changes(self.config, config)
+        changed = changes(read_json(part_of(self.path, "config.json"), dict[str, Any]), config)
         changed.pop("out", None)  # it has been moved
         fixed = [key for key in changed if key == "seed" or key.startswith("model.")]
         if fixed:
@@ -167,7 +168,7 @@ class RunFolder:
         lines = self._lines("metrics.jsonl", Step)
         return int(lines[-1]["step"]) if lines else 0
 
-    def _lines(self, name: str, shape: type) -> list[Any]:
+    def _lines(self, name: str, shape: Any) -> list[Any]:
         return read_lines(part_of(self.path, name), shape)
 
     # Groups
@@ -290,9 +291,12 @@ class RunFolder:
         lost = [Fate(group, "", "dropped", "lost", step, 0) for group in range(mark["issued"]) if group not in ended]
         files = files_in(self.path / "trajectories")
         known = [line for line in metrics if line["step"] <= step]
-        self._take_back(ledger[len(kept) :], metrics[len(known) :], files[mark["files"] :])
-        write_lines(self.path / "ledger.jsonl", [*kept, *map(asdict, lost)])
-        write_lines(self.path / "metrics.jsonl", known)
+        aside = self.path / TAKEN_BACK
+        take_back(self.path / "ledger.jsonl", [*kept, *map(asdict, lost)], ledger[len(kept) :], aside)
+        take_back(self.path / "metrics.jsonl", known, metrics[len(known) :], aside)
+        for path in files[mark["files"] :]:
+            aside.mkdir(exist_ok=True)
+            path.rename(aside / f"{len(files_in(aside)):06d}-{path.name}")
         told = [f"{fault}; it is kept as {set_aside(path).name}" for path, fault in broken.items()]
         if step and (not known or known[-1]["step"] != step):
             told.append(f"{self.path / 'metrics.jsonl'} has not all of the {step} steps; the curves have a gap")
@@ -313,17 +317,3 @@ class RunFolder:
             f"{self.path}: {trained} steps were trained, and no checkpoint is intact to go on from.\n{fault}{more}\n"
             f"Restore that file, or start anew under another name: name={self.path.name}-2"
         )
-
-    def _take_back(self, ledger: Sequence[Any], metrics: Sequence[Any], files: Sequence[Path]) -> None:
-        """Keeps aside what a run that goes on from a checkpoint will make anew."""
-        aside = self.path / TAKEN_BACK
-        for name, lines in (("ledger.jsonl", ledger), ("metrics.jsonl", metrics)):
-            if lines:
-                aside.mkdir(exist_ok=True)
-                with contextlib.closing(Journal(aside / name)) as journal:
-                    for line in lines:
-                        journal.append(line)
-        for path in files:
-            aside.mkdir(exist_ok=True)
-            taken = len(files_in(aside))
-            path.rename(aside / f"{taken:06d}-{path.name}")
