@@ -20,7 +20,7 @@ from g1_ray.evaluation.job import Answered, Entry, Failed, Key, Troubled
 from g1_ray.evaluation.moves import check_names, file_name, read_runs, write_moves
 from g1_ray.evaluation.play import Reply, Run
 from g1_ray.evaluation.replies import kept_replies
-from g1_ray.files import Journal, Lock, checked, part_of, read_json, write_json
+from g1_ray.files import Journal, Lock, part_of, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,11 @@ def _check_ours(path: Path) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     """The config of an evaluation in its folder."""
-    config: dict[str, Any] = read_json(part_of(path, "config.json"), dict[str, Any])
-    if not config.keys() >= {"games", "players", "protocol"}:
-        raise ValueError(f"{path} holds something else: its config.json is no evaluation's\ngive another --out")
-    kept: dict[str, Any] = checked(config, _Kept, str(path / "config.json"))
+    try:
+        kept: dict[str, Any] = read_json(part_of(path, "config.json"), _Kept)
+    except ValueError as error:
+        what = str(error).partition("\n")[0]
+        raise ValueError(f"{path} holds something else, or a broken evaluation: {what}\ngive another --out") from None
     return kept
 
 

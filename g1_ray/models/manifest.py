@@ -12,9 +12,11 @@ _BLOCK = 1 << 22
 
 
 def write_manifest(folder: Path, but: str) -> None:
-    """Writes the SHA-256 of every file of a folder, one in it aside, once all of them are on disk."""
+    """Writes the SHA-256 and the size of every file of a folder, one in it aside, once all of them are on disk."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / but)
-    manifest = {path.relative_to(folder).as_posix(): _checksum(path, sync=True) for path in files}
+    manifest = {
+        path.relative_to(folder).as_posix(): f"{_checksum(path, sync=True)} {path.stat().st_size}" for path in files
+    }
     with open(folder / MANIFEST, "w") as out:
         json.dump(manifest, out, indent=1)
         out.flush()
@@ -35,6 +37,9 @@ def fault_of(folder: Path, but: str = "") -> str:
                 continue
             if not part_of(folder, name).is_file():
                 return f"{folder}: {name} is missing"
+            checksum, _, size = checksum.partition(" ")
+            if size and size != str((folder / name).stat().st_size):  # older ones have no sizes
+                return f"{folder}: {name} is not of the size that was written"
             if _checksum(folder / name) != checksum:
                 return f"{folder}: {name} is not what was written (its SHA-256 differs)"
     except (ValueError, OSError) as error:

@@ -4,7 +4,7 @@
 <root>/step-N/learner/          master weights and optimizer moments (safetensors), state.json
 <root>/step-N/adapter/          LoRA only: the adapter in peft's format
 <root>/step-N/README.md         the model card
-<root>/step-N/manifest.json     SHA-256 of every other file but the card, which is there to be written on
+<root>/step-N/manifest.json     SHA-256 and size of every other file but the card, which is there to be written on
 """
 
 import contextlib

@@ -74,7 +74,7 @@ class Layout:
                 raise ValueError(f"no column {missing[0]!r}")
             # Equal texts stay one text, until it is known what they take.
             texts = [field.name for field in found if pa.types.is_string(field.type) or pa.types.is_binary(field.type)]
-            with pq.ParquetFile(source, read_dictionary=texts) as file:
+            with pq.ParquetFile(source, read_dictionary=texts, page_checksum_verification=True) as file:
                 its = file.metadata
                 groups = [its.row_group(i) for i in range(its.num_row_groups)]
                 chunks = [group.column(i) for group in groups for i in range(its.num_columns)]

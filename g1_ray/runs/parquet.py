@@ -17,7 +17,10 @@ from g1_ray.files import written
 def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
     """Writes tables of a schema one after the other into a file; returns its rows."""
     rows = 0
-    with written(path) as beside, pq.ParquetWriter(beside, schema, compression="zstd") as writer:
+    with (
+        written(path) as beside,
+        pq.ParquetWriter(beside, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
         for table in tables:
             writer.write_table(table)
             rows += len(table)
