@@ -82,13 +82,18 @@ def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
 
 def check_files(folder: Path, weights: bool = True) -> None:
     """Raises `ValueError` where a file of a model's folder is broken, or so large that reading it would not end."""
-    for file in sorted([*folder.glob("*.json"), *folder.glob("*.jinja"), *folder.glob("*.txt")]):
+    held = weight_files(folder) if weights else []
+    said = sorted([*folder.glob("*.json"), *folder.glob("*.jinja"), *folder.glob("*.txt")])
+    for file in [*said, *held]:
+        if not file.is_file():
+            raise ValueError(f"{file}: is no file; copy or download the folder again")
+    for file in said:
         if file.name in LARGE or file.suffix != ".json":
             if file.stat().st_size > LARGEST:
                 raise ValueError(f"{file}: is larger than the {LARGEST / 1e6:.0f} MB that such a file may have")
         elif file.name != INDEX:
             read_json(file, dict[str, Any])
-    for file in weight_files(folder) if weights else ():
+    for file in held:
         shapes_in(file)
 
 
