@@ -139,13 +139,10 @@ def test_a_small_file_that_unpacks_to_gigabytes_is_refused(tmp_path, layout, row
     assert time.process_time() - begun < 10
 
 
-@pytest.mark.parametrize("one, two", [("a/b", "a-b"), ("A", "a"), ("x y", "x-y"), ("é", "e\u0301")])
+@pytest.mark.parametrize("one, two", [("a/b", "a-b"), ("A", "a"), ("x y", "x-y")])
 def test_two_players_never_have_one_file(tmp_path, one, two):
     players = [parse_player("oracle").model_copy(update={"name": name}) for name in (one, two)]
     entries = [Entry(parse_game("2048"), player) for player in players]
-    if one == "é":  # files of different names, on this system
-        EvaluationFolder(tmp_path / "e", entries, Protocol(1, 1)).close()
-        return
     with pytest.raises(ValueError, match="would both be kept in .*\n.*NAME=PLAYER"):
         EvaluationFolder(tmp_path / "e", entries, Protocol(1, 1))
     EvaluationFolder(tmp_path / "e", entries[:1], Protocol(1, 1)).close()
