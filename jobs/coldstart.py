@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from g1_ray.files import LOCK, Lock, part_of, read_json, write_text
 from g1_ray.logs import start_logging
+from g1_ray.tables import visible
 from jobs.options import Parser, add_config_options
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def open_folder(config: "ColdstartConfig", resume: bool) -> Lock:
         for key, change in changed.items():
             if key.partition(".")[0] in ("seed", "model", "teacher", "games"):
                 raise ValueError(f"{path} is a run with another {key} ({change}); give another name=...")
-            print(f"goes on with another {key}: {change}")
+            print(visible(f"goes on with another {key}: {change}"))
     write_text(path / "config.json", config.model_dump_json(indent=2) + "\n")
     return lock
 
