@@ -72,6 +72,7 @@ class Perception(Options):
 
     def tile_set(self, num_kinds: int) -> TileSet:
         """The tile set, shared within the process. Raises `ValueError` for a `path` without what is needed."""
+        FOLDERS.add(self.path)
         colors, shapes = self.grid(num_kinds) if self.tiles == "shapes" else (self.colors or len(PALETTE), 0)
         return _tile_set(self.tiles, self.split == "heldout", self.path, colors, shapes)
 
@@ -79,6 +80,10 @@ class Perception(Options):
     def varies(self) -> bool:
         """Whether copies of one picture differ from tile to tile."""
         return self.rotation > 0 or self.jitter > 0 or self.noise > 0 or self.background != "plain"
+
+
+FOLDERS: set[str] = set()
+"""Folders of photos that a config or a command has named: what data names besides is not opened."""
 
 
 @functools.cache

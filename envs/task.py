@@ -21,7 +21,7 @@ from envs.batch import GameBatch, LoopBatch
 from envs.core import Bytes, Game, GameOptions, as_bytes
 from envs.drawing import Frame, Renderer, renderer_of
 from envs.options import nearest, plain
-from envs.perception import Perception
+from envs.perception import FOLDERS, Perception
 from envs.registry import Registry
 
 Axis = int | np.integer | Mapping[str, Any] | None
@@ -166,13 +166,24 @@ class Task:
     @classmethod
     @functools.lru_cache(maxsize=256)  # thousands of states are of one task
     def from_json(cls, text: str) -> Self:
-        """The task that `to_json` wrote. Unlike `make`, it imports nothing: data does not say which code to run."""
+        """The task that `to_json` wrote. Unlike `make`, it imports nothing, and opens no folder that nobody has named:
+        data does not say which code to run, or what to read."""
         values = json.loads(text)
+        check_folder(values["perception"])
         module, _, name = values["game"].rpartition(":")
         if name not in GAMES:
             raise ValueError(f"unknown game {name!r}{nearest(name, GAMES)}; import the module that registers it first")
         game = values["game"] if module in sys.modules else name
         return cls.make(game, reasoning=values["reasoning"], perception=values["perception"])
+
+
+def check_folder(perception: Axis) -> None:
+    """Raises `ValueError` where options, as data has them, name a folder of photos that no config or command has."""
+    path = perception.get("path") if isinstance(perception, Mapping) else None
+    if path and path not in FOLDERS:
+        raise ValueError(
+            f"its tiles are in {path!r}, and no folder is opened because a file says so; name it: --photos"
+        )
 
 
 def _merge(

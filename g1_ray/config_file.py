@@ -24,7 +24,7 @@ def read_table(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: {what}{nearest(str(path), around) if around else ', such as NAME.toml'}")
     try:
         values = read_json(path) if path.suffix == ".json" else tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: no TOML: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a table of options")

@@ -128,8 +128,11 @@ def flat(value: Any, key: str = "") -> dict[str, str]:
     return {key: value if isinstance(value, str) else json.dumps(value)}
 
 
-def changes(before: BaseModel, now: BaseModel) -> dict[str, str]:
-    """What each option that differs was and is, e.g. {"rollout.group_size": "8 -> 16"}."""
-    old, new = (flat(config.model_dump(mode="json")) for config in (before, now))
+def changes(before: Mapping[str, Any], now: BaseModel) -> dict[str, str]:
+    """What each option that differs was and is, e.g. {"rollout.group_size": "8 -> 16"}.
+
+    `before` is as JSON has it: a config of somebody else's is compared, and not made.
+    """
+    old, new = flat(before), flat(now.model_dump(mode="json"))
     return {key: f"{old.get(key, 'none')} -> {new.get(key, 'none')}"
             for key in [*old, *(new.keys() - old.keys())] if old.get(key) != new.get(key)}  # fmt: skip

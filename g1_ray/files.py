@@ -1,7 +1,13 @@
-"""Files and folders that are whole or not there, files of lines that outlive a crash, and who may write to a folder."""
+"""Files and folders that are whole or not there, files of lines that outlive a crash, and who may write to a folder.
+
+What is read may come from anybody: it is bounded in size, stays in its folder, and has the shape that is asked for, or
+is a `ValueError` that names it.
+"""
 
 import contextlib
 import fcntl
+import functools
+import itertools
 import json
 import logging
 import os
@@ -12,10 +18,18 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 log = logging.getLogger(__name__)
 LOCK = ".lock"
+MOST_BYTES = 1 << 24
+"""Of a file of text or JSON; parsed, it takes twenty times that."""
+MOST_BYTES_OF_LINES = 1 << 27
+"""Of a JSONL file: a ledger of a million groups."""
+MOST_LINES = 2_000_000
 
 
 @contextlib.contextmanager
@@ -43,9 +57,17 @@ def written(path: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Renames what is broken to `broken-NAME` beside it, or `broken-2-NAME`, so that nothing is lost; gives that."""
+    names = (f"broken-{number}-{path.name}" if number > 1 else f"broken-{path.name}" for number in itertools.count(1))
+    aside = next(path.with_name(name) for name in names if not os.path.lexists(path.with_name(name)))
+    path.rename(aside)
+    return aside
 
 
 def steps_in(folder: Path) -> list[Path]:
@@ -54,12 +76,38 @@ def steps_in(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
+def part_of(folder: Path, name: str) -> Path:
+    """What is called so in a folder, there or not: a file, or a folder in it.
+
+    Raises `ValueError` where it leads out of the folder, by `..`, an absolute path or a link, and for a pipe.
+    """
+    path = folder / name
+    place = path.resolve()
+    if not place.is_relative_to(folder.resolve()):
+        raise ValueError(f"{path}: leads out of the folder, to {place}, and is not followed; put the file itself there")
+    if place.exists() and not (place.is_file() or place.is_dir()):
+        raise ValueError(f"{path}: neither a file nor a folder; remove it")
+    return path
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """What is in a file. Raises `ValueError` where that is more than `most` bytes."""
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"{path}: is larger than the {most / 1e6:.0f} MB that such a file may have")
+    return data
+
+
 def read_text(path: Path) -> str:
     """A text file that somebody gave, in UTF-8 with or without a byte-order mark, with lines ended by any system.
 
     Raises `ValueError` that names the file and its encoding, where it is another one.
     """
-    data = path.read_bytes()
+    return _decoded(path, read_bytes(path))
+
+
+def _decoded(path: Path, data: bytes) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -79,13 +127,43 @@ WIDE = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-
 """Byte-order marks."""
 
 
-def read_json(path: Path) -> Any:
-    """The value of a JSON file that somebody gave. Raises `ValueError` that names the file."""
-    text = read_text(path)
+def read_json(path: Path, shape: Any = None, most: int = MOST_BYTES) -> Any:
+    """The value of a JSON file that somebody gave, of a `shape`: a type that pydantic knows, looked at strictly.
+
+    Raises `ValueError` that names the file.
+    """
+    text = _decoded(path, read_bytes(path, most))
+    if not text.strip():
+        raise ValueError(f"{path}: an empty file, no JSON")
+    return _value(text, str(path), shape)
+
+
+def _value(text: str, where: str, shape: Any) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: no JSON ({error})" if text.strip() else f"{path}: an empty file, no JSON") from None
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError, too
+        raise ValueError(f"{where}: no JSON ({error})") from None
+    return value if shape is None else checked(value, shape, where)
+
+
+def checked(value: Any, shape: Any, where: str) -> Any:
+    """A value, as it is, that has the shape. Raises `ValueError` that says where in `where` it has another."""
+    from pydantic import ValidationError
+
+    try:
+        _adapter(shape).validate_python(value, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: {place + ': ' if place else ''}{first['msg']}"[:300]) from None
+    return value
+
+
+@functools.cache
+def _adapter(shape: Any) -> "TypeAdapter[Any]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(shape)
 
 
 def check_writable(path: Path) -> None:
@@ -115,14 +193,31 @@ def write_json(path: Path, value: Any, indent: int = 2) -> None:
     write_text(path, json.dumps(value, indent=indent) + "\n")
 
 
-def read_lines(path: Path) -> list[Any]:
-    """The values of a JSONL file; none where it is not there. A last line that a crash cut off is left out."""
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.is_file() else []
+def read_lines(path: Path, shape: Any = None) -> list[Any]:
+    """The values of a JSONL file, each of a `shape` (see `read_json`); none where it is not there.
+
+    A last line that a crash cut off is left out. Raises `ValueError` that names the file and the line.
+    """
+    data = read_bytes(path, MOST_BYTES_OF_LINES) if os.path.lexists(path) else b""
+    lines = _decoded(path, data[: data.rfind(b"\n") + 1]).split("\n")[:-1]
+    if len(lines) > MOST_LINES:
+        raise ValueError(f"{path}: has {len(lines):,} lines, more than the {MOST_LINES:,} that such a file may have")
+    return [_value(line, f"{path}, line {number}", shape) for number, line in enumerate(lines, 1)]
 
 
 def write_lines(path: Path, lines: Sequence[Any]) -> None:
     """Writes a JSONL file, whole or not at all."""
     write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def take_back(path: Path, kept: Sequence[Any], back: Sequence[Any], aside: Path) -> None:
+    """Leaves the lines `kept` in a JSONL file; those that are taken `back` go to the end of its namesake in `aside`."""
+    if back:
+        aside.mkdir(exist_ok=True)
+        with contextlib.closing(Journal(aside / path.name)) as journal:
+            for line in back:
+                journal.append(line)
+    write_lines(path, kept)
 
 
 class Journal:
@@ -135,6 +230,8 @@ class Journal:
     def append(self, line: Any) -> None:
         """Adds a line."""
         if self._file is None:
+            if self.path.is_symlink():
+                raise ValueError(f"{self.path}: is a link, and what it leads to is not written on; put a file there")
             data = self.path.read_bytes() if self.path.is_file() else b""
             if not data.endswith(b"\n"):  # what a killed process left of its last line goes
                 self.path.write_bytes(data[: data.rfind(b"\n") + 1])
@@ -162,7 +259,7 @@ class Lock:
     def __init__(self, folder: Path) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = (folder / LOCK).open("a+")
+            self._file = open(folder / LOCK, "a+", opener=_no_link)
         except OSError as error:
             raise ValueError(f"{folder} can't be written: {error.strerror}; give another folder") from None
         try:
@@ -183,6 +280,10 @@ class Lock:
     def release(self) -> None:
         """Lets others have the folder."""
         self._file.close()
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def in_use(folder: Path) -> bool:

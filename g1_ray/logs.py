@@ -10,10 +10,18 @@ import sys
 from pathlib import Path
 
 from envs.options import nearest
+from g1_ray.tables import visible
 
 VARIABLE = "G1_RAY_LOG"
 LEVELS = ("debug", "info", "warning", "error")
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class _Formatter(logging.Formatter):
+    """Quotes what others said such that it can be looked at on a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 def start_logging(process: str, folder: Path | None = None) -> None:
@@ -37,7 +45,7 @@ def start_logging(process: str, folder: Path | None = None) -> None:
             logger.removeHandler(old)
             old.close()
         for handler in handlers:
-            handler.setFormatter(logging.Formatter(_FORMAT if handler is not handlers[0] else "%(name)s: %(message)s"))
+            handler.setFormatter(_Formatter(_FORMAT if handler is not handlers[0] else "%(name)s: %(message)s"))
             logger.addHandler(handler)
         logger.setLevel(min(handler.level for handler in handlers))
         logger.propagate = False

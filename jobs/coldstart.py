@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from g1_ray.files import LOCK, Lock, write_text
+from g1_ray.files import LOCK, Lock, part_of, read_json, write_text
 from g1_ray.logs import start_logging
+from g1_ray.tables import visible
 from jobs.options import Parser, add_config_options
 
 if TYPE_CHECKING:
@@ -55,7 +56,6 @@ def open_folder(config: "ColdstartConfig", resume: bool) -> Lock:
 
     Raises `ValueError` where it holds something and `resume` is not set, or where it is of other data or another model.
     """
-    from g1_ray.coldstart.config import load_coldstart
     from g1_ray.config_text import changes
 
     path = config.folder
@@ -66,11 +66,12 @@ def open_folder(config: "ColdstartConfig", resume: bool) -> Lock:
         raise ValueError(f"{path}: no run to go on with.\nLeave out --resume to start one, or mend name or out.")
     lock = Lock(path)
     if (path / "config.json").is_file():
-        changed = changes(load_coldstart(path / "config.json"), config)
+        before = read_json(part_of(path, "config.json"), dict)
+        changed = changes(before, config)
         for key, change in changed.items():
             if key.partition(".")[0] in ("seed", "model", "teacher", "games"):
                 raise ValueError(f"{path} is a run with another {key} ({change}); give another name=...")
-            print(f"goes on with another {key}: {change}")
+            print(visible(f"goes on with another {key}: {change}"))
     write_text(path / "config.json", config.model_dump_json(indent=2) + "\n")
     return lock
 

@@ -15,6 +15,8 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from g1_ray.tables import visible
+
 VARIABLE = "G1_RAY_DEBUG"
 EXTRAS = {
     "train": (
@@ -65,7 +67,8 @@ def told(error: BaseException) -> str:
             lines = [*_words(error)[:2], _from(error)]
         case _:
             lines = []
-    return "\n".join(line if len(line) <= MAX_LINE else line[: MAX_LINE - 3] + "..." for line in lines[:3])
+    lines = [visible(line) for line in lines[:3]]
+    return "\n".join(line if len(line) <= MAX_LINE else line[: MAX_LINE - 3] + "..." for line in lines)
 
 
 def cause_of(error: BaseException) -> BaseException:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from envs import Task
 from envs.options import nearest
+from g1_ray.tables import visible
 from jobs.options import Parser, check_numbers
 
 if TYPE_CHECKING:
@@ -210,8 +211,8 @@ def finish(evaluation: "Evaluation", args: argparse.Namespace, out: Path) -> Non
         print("\n" + aligned(lab_table(evaluation.labs)))
         write_labs(out, evaluation.labs)
     for name, counts in evaluation.troubles.items():
-        print(troubled(name, counts))
-    print("".join(f"{line}\n" for line in stopped), end="", flush=True)
+        print(visible(troubled(name, counts)))
+    print(visible("".join(f"{line}\n" for line in stopped)), end="", flush=True)
     if stopped and args.out and evaluation.num_answers:
         print("what was answered is kept; the same command goes on from there")
     over = [entry for entry in evaluation.entries if args.clips and evaluation.is_over(entry)]

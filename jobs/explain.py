@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from g1_ray.files import read_text
-from jobs.options import Parser, add_task_options, check_numbers, task_of
+from g1_ray.tables import visible
+from jobs.options import Parser, add_task_options, add_trust_options, check_numbers, task_of, trust
 
 WHAT = """what to explain:
   GAME                           a board, by --seed, --moves and the options of its task, and with --answer an answer
@@ -25,15 +26,17 @@ def options() -> Parser:
     answer = parser.add_mutually_exclusive_group()
     answer.add_argument("--answer", metavar="TEXT", help="an answer to that board, whole")
     answer.add_argument("--answer-file", metavar="FILE", help="a file with one; - for the standard input")
+    add_trust_options(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """`g1-ray explain WHAT`."""
     args = options().parse_args(argv)
+    trust(args)
     folder, _, part = args.what.partition(":")
     if part and Path(folder).is_dir():
-        print(explain_run(Path(folder), part))
+        print(visible(explain_run(Path(folder), part)))
         return 0
     if part and ("/" in folder or importlib.util.find_spec(folder.partition(".")[0]) is None):
         raise ValueError(f"{args.what}: {folder!r} is neither a folder nor a module; give GAME, RUN:GROUP or "
@@ -47,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     state, played = play_moves(task, args.seed, args.moves, args.reward)
     print(*([played, ""] if played else []), explain_state(state, args.reward), sep="\n")
     if text is not None:
-        print(f"\n{explain_answer(state, text, args.reward)}")
+        print(f"\n{visible(explain_answer(state, text, args.reward))}")
     return 0
 
 

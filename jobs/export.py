@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from g1_ray.files import check_writable
-from jobs.options import Parser
+from jobs.options import Parser, add_trust_options, trust
 
 
 def options() -> Parser:
@@ -15,12 +15,14 @@ def options() -> Parser:
     parser.add_argument("--out", default="", metavar="PATH", help="folder to write into (default: FOLDER/export)")
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="only the first N rows of a data set, or "
                         "runs of a player (default: all)")  # fmt: skip
+    add_trust_options(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """`g1-ray export FOLDER --to FORMAT`."""
     args = options().parse_args(argv)
+    trust(args)
     if args.limit < 0:
         raise ValueError(f"--limit {args.limit}: must be 1 or more, or 0 for all")
 

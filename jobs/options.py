@@ -1,10 +1,13 @@
 """Command-line options that several commands share."""
 
 import argparse
+import importlib
 from typing import NoReturn
 
 from envs import Perception, Task, game_spec
 from envs.options import nearest
+from envs.perception import FOLDERS
+from envs.registry import check_module
 from g1_ray.grammar import parse_axis
 
 
@@ -36,6 +39,22 @@ def add_config_options(parser: argparse.ArgumentParser, such_as: str, override: 
     """A config file and what replaces options of it."""
     parser.add_argument("config", help=f"a TOML file, such as {such_as}")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=f"options to replace, such as {override}")
+
+
+def add_trust_options(parser: argparse.ArgumentParser) -> None:
+    """--import and --photos: what a folder's files speak of and don't decide."""
+    parser.add_argument("--import", action="append", default=[], dest="modules", metavar="MODULE", help="import your "
+                        "own module first, with the games or rewards of the folder")  # fmt: skip
+    parser.add_argument("--photos", action="append", default=[], metavar="PATH", help="a folder of photos that its "
+                        "games' tiles are of, as its states name it")  # fmt: skip
+
+
+def trust(args: argparse.Namespace) -> None:
+    """Imports, and lets be opened, what the command line names. Raises `ValueError` where there is no such module."""
+    for module in args.modules:
+        check_module(f"{module}:")
+        importlib.import_module(module)
+    FOLDERS.update(args.photos)
 
 
 def task_of(name: str, preset: str, reasoning: str, perception: str) -> Task:

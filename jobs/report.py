@@ -6,7 +6,7 @@ Of several, their curves and tables side by side.
 from pathlib import Path
 
 from g1_ray.files import check_writable
-from jobs.options import Parser, check_numbers
+from jobs.options import Parser, add_trust_options, check_numbers, trust
 
 
 def options() -> Parser:
@@ -18,12 +18,14 @@ def options() -> Parser:
     parser.add_argument("--rollouts", type=int, default=10_000, metavar="N", help="most rollouts on the page, drawn "
                         "evenly (default 10000)")  # fmt: skip
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one a core)")
+    add_trust_options(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """`g1-ray report FOLDER ...`."""
     args = options().parse_args(argv)
+    trust(args)
     check_numbers(args, rollouts=1, workers=0)
 
     from g1_ray.report.write import write_comparison, write_report

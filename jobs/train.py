@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from g1_ray.tables import visible
 from jobs.options import Parser, add_config_options
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def _open(config: "RunConfig", resume: bool, cluster: "Cluster | None", cluster_
 
     folder = RunFolder.open(config, resume=resume)
     for key, change in folder.changed.items():
-        print(f"goes on with another {key}: {change}", flush=True)
+        print(visible(f"goes on with another {key}: {change}"), flush=True)
     try:
         connect(config, cluster, cluster_file)  # before anything imports ray: it settles how Ray authenticates
     except BaseException:

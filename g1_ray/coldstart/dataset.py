@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from envs import State
 from envs.codec import prompt_of
 from g1_ray.coldstart.examples import Example
-from g1_ray.runs.parquet import check_columns, png_of, with_image, write_tables
+from g1_ray.runs.layouts import Layout, state_in
+from g1_ray.runs.parquet import png_of, with_image, write_tables
 
 ROWS = 256
 """Rows written at a time."""
@@ -57,6 +56,6 @@ def _row(example: Example) -> dict[str, Any]:
 def read_dataset(path: Path) -> list[Example]:
     """The examples of a parquet file. Raises `ValueError` where it is not one that `write_dataset` wrote."""
     columns = ["game", "state", "answer", "action", "erred", "source"]
-    check_columns(path, columns, "make the data set with g1-ray coldstart")
-    rows = pq.read_table(path, columns=columns).to_pylist()
-    return [Example(**(row | {"state": State.from_bytes(row["state"])})) for row in rows]
+    layout = Layout(SCHEMA, frozenset({"action"}), "make the data set with g1-ray coldstart")
+    rows = layout.rows(path, columns)
+    return [Example(**{name: row[name] for name in columns} | {"state": state_in(row)}) for row in rows]

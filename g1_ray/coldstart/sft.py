@@ -6,7 +6,7 @@ had never stopped. One process, on a GPU where there is one.
 """
 
 import contextlib
-import json
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -15,22 +15,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 
 from envs import State, Task
 from g1_ray.coldstart.config import SftConfig
 from g1_ray.coldstart.examples import Example
 from g1_ray.engines.weight_sync import SIGHT
-from g1_ray.files import Journal, read_lines, steps_in, write_json, write_lines, written
+from g1_ray.files import Journal, read_json, read_lines, set_aside, take_back, write_json
 from g1_ray.learner.attention import CHUNKS
 from g1_ray.models.card import Card
 from g1_ray.models.chat import Chat
 from g1_ray.models.weights import load_model, vision_tower
+from g1_ray.runs.checkpoints import newest, published
 from g1_ray.runs.curves import save_curves
 from g1_ray.runs.progress import Count
+from g1_ray.runs.shapes import Step
 from g1_ray.seeds import seed_of
 from g1_ray.types import Ints
 
+log = logging.getLogger(__name__)
 LOOKED = 0.02
 """Nats a token. Answers that describe a board are less likely beside another one by 0.1 and more."""
 OPTIMIZER = "optimizer.safetensors"
@@ -200,7 +204,7 @@ class Trainer:
             if (state := self.optimizer.state.get(weight))
             for kind in ("step", "exp_avg", "exp_avg_sq")
         }
-        with written(folder) as beside:
+        with published(folder) as beside:
             self.model.save_pretrained(beside)
             self.chat.processor.save_pretrained(beside)
             save_file(moments, beside / OPTIMIZER)
@@ -215,7 +219,7 @@ class Trainer:
 
     def resume(self, folder: Path) -> None:
         """Goes on from what `save` wrote; the weights are loaded by giving `folder` as the model's path."""
-        told = json.loads((folder / TRAINER).read_text())
+        told = read_json(folder / TRAINER, _Reached)
         if told["seed"] != self.seed:
             raise ValueError(f"{folder}: was trained with seed {told['seed']}, not {self.seed}")
         moments = load_file(folder / OPTIMIZER)
@@ -236,8 +240,9 @@ def fit(trainer: Trainer, lots: Sequence[Lot], out: Path, show: Callable[[str], 
     for lot in lots:
         trainer.check_sight(lot)
     journal = Journal(out / "metrics.jsonl")
-    lines = read_lines(journal.path)[: trainer.step]
-    write_lines(journal.path, lines)
+    all_lines = read_lines(journal.path, Step)
+    lines = all_lines[: trainer.step]
+    take_back(journal.path, lines, all_lines[trainer.step :], out / "taken-back")
     metrics: dict[str, float] = lines[-1] if lines else {}
     config, started = trainer.config, time.monotonic()
     with contextlib.closing(journal), Count("steps", trainer.steps, trainer.step) as count:
@@ -273,5 +278,24 @@ def _told_sight(trainer: Trainer, lots: Sequence[Lot], show: Callable[[str], Non
 
 
 def last_checkpoint(out: Path) -> Path | None:
-    """The newest checkpoint of a run, if it has one."""
-    return next((path for path in reversed(steps_in(out / "checkpoints")) if (path / TRAINER).is_file()), None)
+    """The newest checkpoint of a run that is intact, if it has one; newer ones that are broken are put aside, and told.
+
+    Raises `ValueError` where all are broken.
+    """
+    found, broken = newest(out / "checkpoints")
+    if broken and found is None:
+        raise ValueError(
+            f"{out}: no checkpoint is intact to go on from.\n{next(iter(broken.values()))}\n"
+            f"Restore that file, or start anew under another name: name={out.name}-2"
+        )
+    for path, fault in broken.items():
+        log.warning("%s; it is kept as %s", fault, set_aside(path).name)
+    return found
+
+
+class _Reached(BaseModel):
+    """What `TRAINER` has."""
+
+    step: int
+    steps: int
+    seed: int

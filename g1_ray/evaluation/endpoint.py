@@ -28,9 +28,10 @@ from pydantic import (
 
 from envs import State
 from g1_ray.config import Section
+from g1_ray.evaluation.bounded import ENCODINGS, bound, within
 from g1_ray.evaluation.faults import NO_CONNECTION, refuses_streams, trouble_of
 from g1_ray.evaluation.play import Reply
-from g1_ray.evaluation.replies import BROKEN_STREAM, FEW, MOST_BYTES, Trouble, read_reply
+from g1_ray.evaluation.replies import BROKEN_STREAM, FEW, Trouble, read_reply
 from g1_ray.evaluation.streams import Stream, StreamError, is_stream
 from g1_ray.grammar import is_secret, shown
 from g1_ray.runs.parquet import data_uri, png_of
@@ -178,7 +179,12 @@ class Endpoint:
             timeout=timeout,
             max_retries=0,
             # What a redirect makes of a question is a page; where it points to is told.
-            http_client=openai.DefaultHttpxClient(follow_redirects=False, timeout=timeout),
+            http_client=openai.DefaultHttpxClient(
+                follow_redirects=False,
+                timeout=timeout,
+                headers={"Accept-Encoding": ENCODINGS},
+                event_hooks={"response": [bound]},
+            ),
         )
 
     def meet(self) -> None:
@@ -189,7 +195,7 @@ class Endpoint:
 
         def look() -> None:
             try:
-                brief.models.with_raw_response.list(extra_headers=self._headers)
+                within(CONNECT_S + 1, lambda: brief.models.with_raw_response.list(extra_headers=self._headers))
             except Exception as error:
                 trouble = trouble_of(error, met=False)
                 if trouble is None or trouble.name == NO_CONNECTION:
@@ -202,12 +208,13 @@ class Endpoint:
 
         Raises `EndpointError` when all tries are used up.
         """
+        longest = self.config.timeout_s + min(CONNECT_S, self.config.timeout_s)
         answered = 0  # without an answer; what is sampled alike would be none again
 
         def once() -> Reply:
             nonlocal answered
             try:
-                return self._ask_streamed(state, prompt, (seed + answered) % (1 << 31), show)
+                return within(longest, lambda: self._ask_streamed(state, prompt, (seed + answered) % (1 << 31), show))
             except Trouble as trouble:
                 answered += trouble.game_only
                 raise
@@ -276,8 +283,6 @@ class Endpoint:
         with self._request(state, prompt, seed, stream or {}) as response:
             for part in response.iter_bytes():
                 body += part
-                if len(body) > MOST_BYTES:
-                    raise Trouble("too long", f"a reply of more than {MOST_BYTES >> 20} MB", FEW)
                 if time.monotonic() - begun > self.config.timeout_s:  # a server may keep the line alive for ever
                     raise Trouble("timed out", "no whole reply in the time that timeout_s gives")
                 if is_stream(bytes(body[:64])):

@@ -26,8 +26,8 @@ def trouble_of(error: Exception, met: bool) -> Trouble | None:
     """What an error of the client tells; None: it is none of the endpoint. `met`: the endpoint has answered before."""
     import openai
 
-    if isinstance(error, Trouble):
-        return error
+    if trouble := next((cause for cause in _chain(error) if isinstance(cause, Trouble)), None):
+        return trouble
     if isinstance(error, openai.APIStatusError):
         return _status(error)
     names = {kind.__name__ for kind in type(error).__mro__}

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 
 from g1_ray.evaluation.job import Answered, Entry, Failed, Key, Troubled
-from g1_ray.evaluation.moves import file_name, read_runs, write_moves
+from g1_ray.evaluation.moves import check_names, file_name, read_runs, write_moves
 from g1_ray.evaluation.play import Reply, Run
 from g1_ray.evaluation.replies import kept_replies
-from g1_ray.files import Journal, Lock, read_json, write_json
+from g1_ray.files import Journal, Lock, part_of, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class EvaluationFolder:
         try:
             now = _describe(entries, protocol)
             if (path / "config.json").is_file():
-                now = _joined(path, _read(path / "config.json"), entries, now)
+                now = _joined(path, _read(path), entries, now)
+            check_names((game["name"], player["name"]) for game in now["games"] for player in now["players"])
             write_json(path / "config.json", now)
         except BaseException:
             self._lock.release()
@@ -117,20 +118,31 @@ def moves_of(path: Path, entry: Entry) -> Path:
 def _check_ours(path: Path) -> None:
     """Raises `ValueError` where a folder holds what an evaluation would write over, and is none."""
     if (path / "config.json").is_file():
-        _read(path / "config.json")
+        _read(path)
     elif there := [name for name in _OURS if (path / name).exists()]:
         raise ValueError(f"{path} holds {there[0]}, and no evaluation that could go on\ngive another --out")
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The config of an evaluation."""
+    """The config of an evaluation in its folder."""
     try:
-        config = read_json(path)
-    except ValueError:
-        config = None
-    if not isinstance(config, dict) or not config.keys() >= {"games", "players", "protocol"}:
-        raise ValueError(f"{path.parent} holds something else: its config.json is no evaluation's\ngive another --out")
-    return config
+        kept: dict[str, Any] = read_json(part_of(path, "config.json"), _Kept)
+    except ValueError as error:
+        what = str(error).partition("\n")[0]
+        raise ValueError(f"{path} holds something else, or a broken evaluation: {what}\ngive another --out") from None
+    return kept
+
+
+class _Named(BaseModel):
+    name: str
+
+
+class _Kept(BaseModel):
+    """The config of an evaluation, as far as it is compared."""
+
+    games: list[_Named]
+    players: list[_Named]
+    protocol: dict[str, int]
 
 
 def _joined(path: Path, before: dict[str, Any], entries: Sequence[Entry], now: dict[str, Any]) -> dict[str, Any]:
@@ -146,8 +158,8 @@ def _joined(path: Path, before: dict[str, Any], entries: Sequence[Entry], now: d
                     raise _another(path, f"{part.removesuffix('s')} {name!r}", f"{key} = {old[name].get(key)!r}")
         parts[part] = list({**old, **new}.values())
     for key, value in now["protocol"].items():
-        if before["protocol"][key] != value:
-            raise _another(path, "protocol", f"{key} = {before['protocol'][key]}")
+        if before["protocol"].get(key) != value:
+            raise _another(path, "protocol", f"{key} = {before['protocol'].get(key)}")
     return {**parts, "protocol": now["protocol"]}
 
 

@@ -12,7 +12,6 @@ moves that score. With the true perception P_acc is 1, and R_acc is the share of
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from envs.teacher import Oracle
 from g1_ray.config import StatesConfig
 from g1_ray.evaluation.confusion import misread
 from g1_ray.evaluation.play import Generate
-from g1_ray.files import write_json
+from g1_ray.files import part_of, read_json, write_json
 from g1_ray.rollout.begun import THINK, described
 from g1_ray.rollout.judge import accuracies, judge, share
 from g1_ray.rollout.starts import draw
@@ -238,7 +237,7 @@ def lab_table(labs: Sequence[Lab]) -> list[tuple[str, ...]]:
 
 def write_labs(folder: Path, labs: Sequence[Lab]) -> None:
     """Writes lab.json; what other players and games left there stays."""
-    path = folder / "lab.json"
-    before: Mapping[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    path = part_of(folder, "lab.json")
+    before: Mapping[str, Any] = read_json(path, dict[str, Any]) if path.exists() else {}
     values = {**before, **{f"{lab.game}, {lab.player}": lab.as_json() for lab in labs}}
     write_json(path, values, indent=1)

@@ -9,6 +9,7 @@ Nothing is trusted to be of the type that OpenAI's own replies have.
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from g1_ray.evaluation.play import CUT, Reply
 from g1_ray.evaluation.streams import Stream, StreamError, is_stream
+from g1_ray.files import part_of
 
 log = logging.getLogger(__name__)
 Line = TypeVar("Line", bound=tuple[Any, ...])
@@ -101,9 +103,8 @@ _HINTS = {
 def kept_replies(path: Path, line: TypeAdapter[Line]) -> Iterator[Line]:
     """The lines of a file of replies, each of which ends in one. What can't be read is told and left out, as is what
     was no answer of a model: both are asked again."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []  # a crash cuts the last one off
     unread = []
-    for number, text in enumerate(lines, 1):
+    for number, text in enumerate(_lines_of(path), 1):
         try:
             values = line.validate_json(text)
         except ValidationError:
@@ -114,6 +115,18 @@ def kept_replies(path: Path, line: TypeAdapter[Line]) -> Iterator[Line]:
     if unread:
         told = f"{len(unread)} of its lines can't be read, the first is line {unread[0]}"
         log.warning("%s: %s; what they answered is asked again", path, told)
+
+
+def _lines_of(path: Path) -> Iterator[bytes]:
+    """The lines of a file, none where it is not there; a last one that a crash has cut off is left out."""
+    if not os.path.lexists(part_of(path.parent, path.name)):
+        return
+    with path.open("rb") as file:
+        while line := file.readline(2 * MOST_BYTES):
+            if line.endswith(b"\n"):
+                yield line
+            elif len(line) == 2 * MOST_BYTES:
+                raise ValueError(f"{path}: has a line of more than {2 * MOST_BYTES >> 20} MB; it is no file of replies")
 
 
 def _json_of(body: bytes) -> dict[str, Any]:

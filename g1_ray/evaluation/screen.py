@@ -24,6 +24,7 @@ from rich.text import Text
 from envs import Game, Task
 from envs.env import board_text
 from g1_ray.evaluation.play import Move, Reply
+from g1_ray.tables import visible
 
 _TALL = 3
 """Lines of a cell, where the terminal has room for them."""
@@ -53,7 +54,7 @@ class Screen:
         live: bool | None = None,
         console: Console | None = None,
     ) -> None:
-        self.task, self.player, self.help = task, player, help
+        self.task, self.player, self.help = task, visible(player), help
         self.console = console or Console(highlight=False)
         self.live = self.console.is_terminal if live is None else live
         self.game, self.num_moves, self.note = task.new_game(), 0, ""
@@ -96,7 +97,7 @@ class Screen:
         """What a player says, as far as it has come."""
         self._reply = reply
         if reply.finish_reason or (self._live and time.monotonic() - self._drawn > _SECONDS):
-            self._draw(lambda: reply.text)
+            self._draw(lambda: visible(reply.text))
 
     def count(self, move: Move) -> None:
         """A move was made: what it came to."""
@@ -107,8 +108,8 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Something to read, below the board."""
-        self.note = text
-        self._draw(lambda: text + "\n")
+        self.note = visible(text)
+        self._draw(lambda: f"{self.note}\n")
 
     def _draw(self, plain: Callable[[], str]) -> None:
         if self._live:
@@ -143,7 +144,7 @@ class Screen:
     def _words(self, width: int, lines: int) -> Panel:
         """The last lines of what the player says."""
         assert self._reply is not None
-        wrapped = Text(self._reply.text, overflow="fold").wrap(self.console, width)
+        wrapped = Text(visible(self._reply.text), overflow="fold").wrap(self.console, width)
         text = Text("\n").join([*wrapped[-lines:], *[Text("")] * (lines - len(wrapped))])
         tokens = "" if self._reply.tokens is None else f"{self._reply.tokens} tokens "
         state = tokens if self._reply.finish_reason else f"{tokens}..."

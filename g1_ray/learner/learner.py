@@ -7,7 +7,6 @@ the tokens of the whole batch (`Pack.weights`), so gradients are summed over pac
 any number of ranks and any packing makes the same update. One rank goes through the same code as many.
 """
 
-import json
 import logging
 import math
 import time
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from pydantic import BaseModel
 from safetensors.torch import save_file
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -26,7 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from envs import State
 from g1_ray.config import RunConfig
-from g1_ray.files import write_json
+from g1_ray.files import read_json, write_json
 from g1_ray.learner.loss import LOSSES, Tokens, effective_sample_share, k3_kl
 from g1_ray.learner.optimizer import Optimizer, whole
 from g1_ray.learner.packs import Pack, packs_in_order, packs_of
@@ -35,6 +35,7 @@ from g1_ray.models.adapters import ADAPTER, WEIGHTS, tensor_name, write_config
 from g1_ray.models.card import Card
 from g1_ray.models.chat import Chat
 from g1_ray.models.find import model_path
+from g1_ray.models.manifest import fault_of
 from g1_ray.models.weights import vision_tower
 from g1_ray.runs import checkpoints
 from g1_ray.types import Batch, Floats, Ints, Prompt, Sample, StepReport
@@ -333,9 +334,9 @@ class Learner:
         Raises `ValueError` for one that is broken, or of another model.
         """
         folder = Path(folder)
-        if fault := checkpoints.fault_of(folder):
+        if fault := fault_of(folder):
             raise ValueError(fault)
-        state = json.loads((folder / "learner" / "state.json").read_text())
+        state = read_json(folder / "learner" / "state.json", _State, most=1 << 28)
         self.version, self.num_skipped = state["version"], state["skipped"]
         self.optimizer.load(folder / "learner", self.version)
         extra: dict[str, Any] = state["extra"]
@@ -344,6 +345,14 @@ class Learner:
     def close(self) -> None:
         """Leaves the other ranks."""
         dist.destroy_process_group()
+
+
+class _State(BaseModel):
+    """learner/state.json of a checkpoint."""
+
+    version: int
+    skipped: int
+    extra: dict[str, Any]
 
 
 def _to_score(prompt: Prompt, completion: Ints) -> Sample:

@@ -1,11 +1,11 @@
 """LoRA adapters: new ones, and those in peft's format, put into the model that they fit: every tensor, or an error."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from g1_ray.files import read_json
 from g1_ray.models.weights import counted, load_model, shapes_in, vision_tower
 
 if TYPE_CHECKING:
@@ -72,10 +72,7 @@ def write_config(folder: Path, rank: int, alpha: float, modules: Sequence[str], 
 def base_named(path: str) -> str:
     """The model that an adapter says it was trained on. Raises `ValueError` where it says none."""
     file = Path(path) / CONFIG
-    try:
-        base = json.loads(file.read_text())["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError):
-        base = None
+    base = read_json(file, dict[str, Any]).get("base_model_name_or_path")
     if not base or not isinstance(base, str):
         raise ValueError(f"{file}: names no base model; write its folder or name there as base_model_name_or_path")
     return base

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 from numpy.typing import NDArray
 from transformers import AutoProcessor
 
 from envs import Codec, State, Task
 from envs.codec import TAG
 from g1_ray.models.pixels import PixelValues
-from g1_ray.models.weights import told
+from g1_ray.models.template import templates
+from g1_ray.models.weights import check_files, told
 from g1_ray.types import Ints, Picture, Prompt
 
 SYSTEM = "You are a helpful assistant."
@@ -33,6 +33,8 @@ class Chat:
 
     def __init__(self, path: str | Path) -> None:
         self.path = path
+        if Path(path).is_dir():
+            check_files(Path(path), weights=False)
         with told(str(path)):
             self.processor = AutoProcessor.from_pretrained(path)
             self.tokenizer = self.processor.tokenizer
@@ -109,14 +111,16 @@ class Chat:
         return self._ids(whole[len(before) :], self.pads(task))
 
     def _render(self, messages: list[Any]) -> str:
+        template = self.processor.chat_template
+        template = template.get("default") if isinstance(template, dict) else template
+        about = {"messages": messages, "add_generation_prompt": True, **self.tokenizer.special_tokens_map}
         try:
-            text: str = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except (ValueError, TypeError, TemplateError) as error:
+            return templates().render(template or "", {"tools": None, "documents": None, **about})
+        except (ValueError, TypeError) as error:
             raise ValueError(
                 f"{self.path}: the chat template can't write a turn with a picture ({str(error)[:200]}).\n"
                 "Take chat_template.jinja from the model that this one was made of."
             ) from error
-        return text
 
     def ids(self, text: str) -> Ints:
         """Text as tokens, nothing added."""

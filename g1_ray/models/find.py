@@ -2,10 +2,12 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from envs.options import nearest
 from g1_ray.files import read_json, steps_in
 from g1_ray.models.adapters import CONFIG, base_named, check_adapter, merge
+from g1_ray.models.manifest import MANIFEST, fault_of
 from g1_ray.models.weights import skeleton, weight_files
 
 MODELS = Path(__file__).parent
@@ -58,6 +60,8 @@ def check_model(path: str, key: str = "model.path", timeout_s: float = 10.0) -> 
         return
     name = model_path(path, key)
     try:
+        if (Path(name) / MANIFEST).is_file() and (fault := fault_of(Path(name), but="learner")):
+            raise ValueError(f"{fault}.\nTake an older checkpoint, or copy this one again.")
         if Path(name).is_dir() or is_cached(name):
             skeleton(name)
         else:
@@ -102,7 +106,7 @@ def is_coldstart(path: str) -> bool:
     folder = Path(path).expanduser().absolute()
     for place in (folder, *folder.parents[:2]):
         if (place / "checkpoints").is_dir() and (place / "config.json").is_file():
-            return "sft" in read_json(place / "config.json")
+            return "sft" in read_json(place / "config.json", dict[str, Any])
     return False
 
 

@@ -4,10 +4,11 @@ transformers fills what it does not find with random numbers and leaves out what
 """
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from g1_ray.files import checked, read_json
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 FAMILIES = ("Qwen2-VL", "Qwen2.5-VL", "Qwen3-VL", "GLM-4.1V")
 """Families that were tried."""
 INDEX = "model.safetensors.index.json"
+LARGE = ("tokenizer.json", "vocab.json", "added_tokens.json")
+"""Files of JSON that are read by libraries that take little more than their size."""
+LARGEST = 48 << 20
+"""Bytes of one."""
 _HINTS = {
     "_orig_mod.": "Such names come from torch.compile: save the model inside it, model._orig_mod.save_pretrained(...).",
     ".base_layer.": "A LoRA adapter wraps it: save model.merge_and_unload(), or give the adapter's own folder.",
@@ -43,10 +48,13 @@ def weight_files(folder: Path) -> list[Path]:
             )
         raise ValueError(f"{folder}: no weights there, neither model.safetensors nor {INDEX}")
     try:
-        shards = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        index = read_json(folder / INDEX, dict[str, Any])
+        shards = sorted(set(checked(index.get("weight_map"), dict[str, str], "weight_map").values()))
+    except ValueError as error:
         raise ValueError(f"{folder / INDEX}: is no index of weights ({_line(error)}); copy it again") from None
-    files = [folder / str(shard) for shard in shards]
+    if outside := [shard for shard in shards if "/" in shard]:
+        raise ValueError(f"{folder / INDEX}: leads out of the folder, to {outside[0]}; copy it again")
+    files = [folder / shard for shard in shards]
     missing = [file.name for file in files if not file.exists()]
     if missing:
         raise ValueError(
@@ -72,8 +80,20 @@ def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
         raise ValueError(f"{file}: is broken or cut off ({_line(error)}).\nCopy or download it again.") from None
 
 
-def _check_files(folder: str) -> None:
-    for file in weight_files(Path(folder)):
+def check_files(folder: Path, weights: bool = True) -> None:
+    """Raises `ValueError` where a file of a model's folder is broken, or so large that reading it would not end."""
+    held = weight_files(folder) if weights else []
+    said = sorted([*folder.glob("*.json"), *folder.glob("*.jinja"), *folder.glob("*.txt")])
+    for file in [*said, *held]:
+        if not file.is_file():
+            raise ValueError(f"{file}: is no file; copy or download the folder again")
+    for file in said:
+        if file.name in LARGE or file.suffix != ".json":
+            if file.stat().st_size > LARGEST:
+                raise ValueError(f"{file}: is larger than the {LARGEST / 1e6:.0f} MB that such a file may have")
+        elif file.name != INDEX:
+            read_json(file, dict[str, Any])
+    for file in held:
         shapes_in(file)
 
 
@@ -99,7 +119,7 @@ def load_model(path: str, **options: Any) -> "PreTrainedModel":
     from transformers import AutoModelForImageTextToText
 
     if Path(path).is_dir():
-        _check_files(path)
+        check_files(Path(path))
     with _quiet(), told(path):
         model, report = AutoModelForImageTextToText.from_pretrained(
             path, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **options
@@ -116,7 +136,7 @@ def skeleton(path: str) -> "PreTrainedModel":
     It reads headers only. The weights of a quantised model have names of their own, which are left to its engine.
     """
     if Path(path).is_dir():
-        _check_files(path)  # before torch is imported, which takes seconds
+        check_files(Path(path))  # before torch is imported, which takes seconds
     import torch
 
     with told(path):
@@ -189,11 +209,9 @@ def _quiet() -> Iterator[None]:
 @contextlib.contextmanager
 def told(path: str) -> Iterator[None]:
     """What transformers says about somebody's folder, in a line."""
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError) as error:
+    except Exception as error:  # what is in a folder makes any
         if "Unrecognized configuration class" in str(error):
             why = "not a vision-language model; families that work: " + ", ".join(FAMILIES)
         else:

@@ -343,7 +343,7 @@ class Pipeline:
             for _ in self.recovery.reborn(part):
                 time.sleep(0.05)
         self._ask_buffer("pause")
-        checkpoint = self.folder.rewind()
+        checkpoint, told = self.folder.rewind()
         address = learners[0].actor.address.remote()
         get_all([part.actor.setup.remote(address) for part in learners], START_TIMEOUT_S)
         self.version, state = 0, None
@@ -358,6 +358,8 @@ class Pipeline:
         self.recovery.forget()
         self.checkup.forget()
         self.recovery.counts["learner"] += 1
+        for line in told:
+            self.folder.note(line)
         self.folder.note(f"goes on from step {self.version} after {time.monotonic() - began:.1f} s")
 
     def _save_what_was_learned(self) -> None:

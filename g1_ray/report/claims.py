@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from g1_ray.config import NAME, Section
 from g1_ray.config_file import load_section
@@ -54,6 +54,17 @@ class Claims(Section):
     """What `make paper` runs."""
 
     experiments: tuple[Experiment, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _apart(self) -> "Claims":
+        known: set[str] = set()
+        for name in (trial.name for experiment in self.experiments for trial in experiment.trials()):
+            if name in known:
+                raise ValueError(
+                    f"experiments: two runs are called {name!r}; give a variant or an experiment another name"
+                )
+            known.add(name)
+        return self
 
 
 @dataclass(frozen=True)

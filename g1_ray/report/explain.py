@@ -4,13 +4,15 @@ Everything is told as plain text. Nothing is judged anew: moves are played on fo
 same `Codec` and rewards that training uses, and what a run has on disk is set beside it.
 """
 
+import itertools
 import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from pydantic import ValidationError
 
 from envs import REWARDS, Answer, Codec, Outcome, State, Task, reward_table
 from envs.answers import MAX_BODY, Cause
@@ -18,12 +20,14 @@ from envs.codec import MAX_CHARS, ORDER, TAG, align, align_rows, blocks_of
 from envs.core import Board, Game
 from envs.env import board_text
 from envs.rewards import reward_named
-from g1_ray.config import REWARD_PARTS, AlgorithmConfig, RewardConfig
-from g1_ray.files import read_json
+from g1_ray.config import REWARD_PARTS, AlgorithmConfig, RewardConfig, Section
+from g1_ray.config_text import explain
 from g1_ray.learner.samples import group_advantages
 from g1_ray.rollout.judge import judge
+from g1_ray.runs.layouts import state_in
 from g1_ray.tables import aligned
 
+Kind = TypeVar("Kind", bound=Section)
 SHOWN = 800
 """Characters of an answer that are printed."""
 CAUSES: dict[str, str] = {
@@ -218,19 +222,19 @@ def explain_group(folder: Path, number: int) -> str:
 
     Raises `ValueError` where the folder is no run's, or has no such group.
     """
-    from g1_ray.runs.reading import reward_in, rows_of_group
+    from g1_ray.runs.reading import config_in, reward_in, rows_of_group
     from g1_ray.runs.run_folder import RunFolder
 
     fates = [fate for fate in RunFolder(folder).ledger() if fate.group == number]
     rows = rows_of_group(folder, number, "".join(f"it was {fate.fate}: {fate.reason}" for fate in fates))
-    settings = read_json(folder / "config.json")
-    weights = RewardConfig.model_validate(settings["reward"])
-    algorithm = AlgorithmConfig.model_validate(settings["algorithm"])
+    settings = config_in(folder)
+    weights = _section(RewardConfig, settings.get("reward"), folder)
+    algorithm = _section(AlgorithmConfig, settings.get("algorithm"), folder)
     reward = reward_in(folder, rows[0]["game"])
-    rollouts = [[row for row in rows if row["rollout"] == i] for i in range(rows[-1]["rollout"] + 1)]
+    rollouts = [list(its) for _, its in itertools.groupby(rows, lambda row: row["rollout"])]
     versions = sorted({version for row in rows for version in row["versions"]})
     fate = "".join(f"; {fate.fate} {fate.reason}".rstrip() + f", staleness {fate.staleness}" for fate in fates)
-    start = State.from_bytes(rollouts[0][0]["state"])
+    start = state_in(rollouts[0][0])
     return "\n\n".join(
         [
             f"group {number} of {folder}: {rows[0]['game']}, {len(rollouts)} rollouts, "
@@ -240,6 +244,14 @@ def explain_group(folder: Path, number: int) -> str:
             *_answers(rollouts, start, reward, weights),
         ]
     )
+
+
+def _section(kind: type[Kind], values: object, folder: Path) -> Kind:
+    """A table of a run's config. Raises `ValueError` that names the file."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(explain(error, kind, str(folder / "config.json"))) from None
 
 
 def _returns(rollouts: Sequence[Sequence[dict[str, Any]]], weights: RewardConfig, algorithm: AlgorithmConfig) -> str:
@@ -291,8 +303,8 @@ def _answers(
     for rows in rollouts:
         for row in rows:
             given.setdefault((row["state"], row["text"]), []).append(row)
-    for (data, text), rows in given.items():
-        state = State.from_bytes(data)
+    for (_, text), rows in given.items():
+        state = state_in(rows[0])
         who = ", ".join(f"{row['rollout']}" + (f" turn {row['turn']}" if row["turn"] else "") for row in rows)
         cut = "; cut off at its longest length" if rows[0]["finish_reason"] == "length" else ""
         board = [] if state == start else [explain_state(state, reward)]
@@ -312,7 +324,7 @@ def explain_move(folder: Path, game: str, player: str, seed: int, move: int) -> 
     from g1_ray.runs.reading import reward_in, row_of_move
 
     row, reward = row_of_move(folder, game, player, seed, move), reward_in(folder, game)
-    state = State.from_bytes(row["state"])
+    state = state_in(row)
     stored = (
         f"stored      {row['action_text'] or row['cause']}; gain {row['gain']:g}, game reward {row['reward_game']:g}, "
         f"regret {row['regret']:g}, {row['tokens']} tokens in {row['seconds']:.3g} s"

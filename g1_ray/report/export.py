@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from envs import State
 from envs.codec import prompt_of
 from g1_ray.files import written
+from g1_ray.runs.layouts import MOVES, TURNS, Layout, naming
 from g1_ray.runs.parquet import data_uri, png_of, with_image, write_tables
 from g1_ray.runs.progress import Count
 from g1_ray.runs.reading import moves_in, names_in, sources_of
@@ -44,31 +44,31 @@ def export_datasets(folder: Path, out: Path, limit: int = 0) -> dict[Path, int]:
     """
     rows = {}
     for name, files in sources_of(folder).items():
-        columns = pq.read_schema(files[0])
-        schema = with_image(pa.schema([("prompt", pa.string()), *columns]))
+        layout = {"trajectories": TURNS, "moves": MOVES}[name]
+        schema = with_image(pa.schema([("prompt", pa.string()), *layout.schema]))
         path = out / f"{name}.parquet"
-        total = min(limit or sys.maxsize, sum(pq.read_metadata(file).num_rows for file in files))
+        total = min(limit or sys.maxsize, sum(map(layout.num_rows, files)))
         with Count(f"rows of {name}", total) as count:
-            rows[path] = write_tables(path, schema, _tables(files, schema, total, count))
+            rows[path] = write_tables(path, schema, _tables(files, layout, schema, total, count))
     return rows
 
 
-def _tables(files: Sequence[Path], schema: pa.Schema, total: int, count: Count) -> Iterator[pa.Table]:
+def _tables(files: Sequence[Path], layout: Layout, schema: pa.Schema, total: int, count: Count) -> Iterator[pa.Table]:
     """The files' rows with their picture and prompt, so many at a time."""
     left = total
     for file in files:
-        with pq.ParquetFile(file) as source:
-            for batch in source.iter_batches(ROWS):
-                batch = batch.slice(0, left)
-                left -= len(batch)
-                if not len(batch):
-                    return
+        for whole in layout.batches(file, layout.schema.names, size=ROWS):
+            batch = whole.slice(0, left)
+            left -= len(batch)
+            if not len(batch):
+                return
+            with naming(file):
                 shown = [_shown(data) for data in batch["state"].to_pylist()]
-                columns = {name: batch[name] for name in batch.schema.names}
-                columns["image"] = pa.array([{"bytes": png, "path": None} for png, _ in shown], schema.field(0).type)
-                columns["prompt"] = pa.array([prompt for _, prompt in shown])
-                yield pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
-                count(total - left)
+            columns = {name: batch[name] for name in batch.schema.names}
+            columns["image"] = pa.array([{"bytes": png, "path": None} for png, _ in shown], schema.field(0).type)
+            columns["prompt"] = pa.array([prompt for _, prompt in shown])
+            yield pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
+            count(total - left)
 
 
 @functools.lru_cache(maxsize=64)
@@ -93,7 +93,7 @@ def export_inspect(folder: Path, out: Path, limit: int = 0) -> dict[Path, int]:
     from g1_ray.evaluation.moves import read_runs
 
     files, written_runs = moves_in(folder), dict[Path, int]()
-    totals = [len(pq.read_table(file, columns=["seed"])["seed"].unique()) for file in files]
+    totals = [len(MOVES.table(file, ["seed"])["seed"].unique()) for file in files]
     with Count("runs", sum(min(limit or sys.maxsize, total) for total in totals)) as count:
         for file in files:
             game, player = names_in(file)

@@ -10,8 +10,10 @@ from typing import Any
 
 from g1_ray.evaluation.clips import ENDINGS
 from g1_ray.evaluation.results import DIGITS, cells_of, reference_in, verdict
+from g1_ray.files import part_of, read_json
 from g1_ray.runs.curves import best_rewards, read_metrics
-from g1_ray.runs.reading import games_of, names_in, summary_of
+from g1_ray.runs.reading import config_in, games_of, names_in, report_in, summary_of
+from g1_ray.runs.shapes import Lab, Line
 
 CLIP_BYTES = 12_000_000
 """Of all clips on a page together."""
@@ -34,21 +36,22 @@ class Told:
     @classmethod
     def read(cls, folder: Path) -> "Told":
         """Reads a folder. Raises `ValueError` where nothing is to show."""
-        evaluation = folder / "eval" if (folder / "eval").is_dir() else folder
+        evaluation = part_of(folder, "eval") if (folder / "eval").is_dir() else folder
         if not any((place / part).exists() for place in {folder, evaluation} for part in PARTS):
             raise ValueError(
                 f"{folder}: nothing to report on; give the folder of a run, such as runs/quickstart, or of an "
                 "evaluation"
             )
-        report = _json(folder / "report.json")
+        report = report_in(folder)
+        results, lab = (part_of(evaluation, name) for name in ("results.json", "lab.json"))
         return cls(
             folder,
             evaluation,
-            config=_json(folder / "config.json"),
+            config=config_in(folder) if (folder / "config.json").exists() else {},
             report=report,
-            metrics=read_metrics(folder) if (folder / "metrics.jsonl").is_file() else [],
-            results=_json(evaluation / "results.json") or report.get("results") or [],
-            lab=_json(evaluation / "lab.json"),
+            metrics=read_metrics(folder) if (folder / "metrics.jsonl").exists() else [],
+            results=read_json(results, list[Line]) if results.exists() else report.get("results") or [],
+            lab=read_json(lab, dict[str, Lab]) if lab.exists() else {},
         )
 
     @property
@@ -59,14 +62,6 @@ class Told:
     def label(self) -> str:
         """What the evaluation calls the model that was trained."""
         return (self.config.get("eval") or {}).get("label") or self.name
-
-
-def _json(path: Path) -> Any:
-    """What a JSON file holds; {} where there is none. Raises `ValueError` that names a file that is no JSON."""
-    try:
-        return json.loads(path.read_text()) if path.is_file() else {}
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: {error}; remove it to have the report without it") from None
 
 
 def facts(told: Told) -> list[tuple[str, str]]:
@@ -152,7 +147,7 @@ def grids(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     `values`: the share of moves that score of each player in each variant, null where it did not play.
     """
     of, drawn = variants_in(results), []
-    share = {(line["player"], line["game"]): line["scoring"][0] / 100 for line in results}
+    share = {(line["player"], line["game"]): rate[0] / 100 for line in results if (rate := line.get("scoring"))}
     for base in dict.fromkeys(of.values()):
         games = [base, *(game for game in of if of[game] == base)]
         players = list(dict.fromkeys(player for player, game in share if game in games))
@@ -165,7 +160,7 @@ def grids(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def clips(evaluation: Path) -> tuple[list[dict[str, str]], list[str], list[str]]:
     """The clips of an evaluation {"title", "game", "type"}, each as base64, and the files there is no room for."""
     shown, texts, left_out, room = [], [], [], CLIP_BYTES
-    for path in sorted(path for path in evaluation.glob("*--*") if path.suffix in ENDINGS):
+    for path in sorted(part_of(evaluation, path.name) for path in evaluation.glob("*--*") if path.suffix in ENDINGS):
         room -= path.stat().st_size
         if room < 0:
             left_out.append(path.name)

@@ -4,14 +4,15 @@ rows of a folder -> ShownRollout -> SeenBlock, block by block -> PackedPage (she
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from envs import Codec, State, Task, reward_table
@@ -19,6 +20,7 @@ from envs.core import Board, Looks
 from envs.rewards import reward_named
 from g1_ray.evaluation.confusion import Told, told_board, told_words
 from g1_ray.learner.samples import group_advantages
+from g1_ray.runs.layouts import MOVES, TURNS, state_in
 from g1_ray.runs.trajectories import files_in
 
 TRAINING = "training"
@@ -62,11 +64,14 @@ def read_training(folder: Path, most: int, divide_by_std: bool) -> tuple[list[Sh
     files = files_in(folder)
     if not files:
         return [], 0
-    heads = pq.read_table(files, columns=["group", "rollout"])
+    heads = pa.concat_tables([TURNS.table(file, ["group", "rollout"]) for file in files])
+    if not len(heads):
+        return [], 0
     keys = np.unique(np.stack([column.to_numpy() for column in heads.columns], 1), axis=0)
     groups, sizes = np.unique(keys[:, 0], return_counts=True)
     chosen = groups[evenly(len(groups), max(1, most // int(sizes.max())))]
-    rows = pq.read_table(files, columns=_TRAINING_COLUMNS, filters=pc.field("group").isin(chosen.tolist())).to_pylist()
+    kept = pc.field("group").isin(chosen.tolist())
+    rows = [row for file in files for row in TURNS.rows(file, _TRAINING_COLUMNS, kept)]
     rows.sort(key=lambda row: (row["group"], row["rollout"], row["turn"]))
     played: list[ShownRollout] = []
     for number, group in itertools.groupby(rows, lambda row: row["group"]):
@@ -81,20 +86,20 @@ def read_training(folder: Path, most: int, divide_by_std: bool) -> tuple[list[Sh
 def read_evaluation(folder: Path, most: int) -> tuple[list[ShownRollout], int]:
     """Up to `most` boards of a folder of moves, drawn evenly from all players' runs; how many it has."""
     files = files_in(folder)
-    keys, numbers = [], []  # for each file: its boards' (seed, board), and for each row the number of its board
+    keys = []  # of each file: its boards' (seed, board)
     for path in files:
-        heads = pq.read_table(path, columns=["seed", "board"])
+        heads = MOVES.table(path, ["seed", "board"])
         pairs = np.stack([column.to_numpy() for column in heads.columns], 1)
-        its, number = np.unique(pairs, axis=0, return_inverse=True)
-        keys.append(its)
-        numbers.append(number.ravel())
+        keys.append(np.unique(pairs, axis=0))
     total = sum(map(len, keys))
     chosen = evenly(total, most)
     played, first = [], 0
-    for path, its, number in zip(files, keys, numbers, strict=True):
+    for path, its in zip(files, keys, strict=True):
         here = chosen[(chosen >= first) & (chosen < first + len(its))] - first
         first += len(its)
-        rows = pq.read_table(path, columns=_MOVES_COLUMNS).filter(np.isin(number, here)).to_pylist()
+        boards = {tuple(its[place]) for place in here.tolist()}
+        wanted = pc.field("seed").isin([int(seed) for seed, _ in boards])
+        rows = [row for row in MOVES.rows(path, _MOVES_COLUMNS, wanted) if (row["seed"], row["board"]) in boards]
         rows.sort(key=lambda row: (row["seed"], row["board"], row["move"]))
         for (seed, board), moves in itertools.groupby(rows, lambda row: (row["seed"], row["board"])):
             turns = list(moves)
@@ -140,7 +145,7 @@ def look_at(block: Sequence[ShownRollout], rewards: Mapping[str, str]) -> SeenBl
             number = standing if standing >= 0 else known.get(row["state"], -1)
             if number < 0:
                 number = known[row["state"]] = len(examined.states)
-                examined.states.append(_seen(State.from_bytes(row["state"]), rewards.get(played.game, "ternary")))
+                examined.states.append(_seen(state_in(row), rewards.get(played.game, "ternary")))
             seen = examined.states[number]
             codec = codecs.get(seen.task) or codecs.setdefault(seen.task, Codec(seen.task))
             told = told_words(codec, row["text"]) if row["perception_exact"] is not None else None
@@ -183,8 +188,12 @@ def _turn(row: Mapping[str, Any], number: int, codec: Codec, told: list[list[str
         "cut": row.get("finish_reason") == "length" or None,
         "versions": [row["versions"][0], row["versions"][-1]] if row.get("versions") else None,
     }
-    values = {name: round(x, 4) if isinstance(x, float) else x for name, x in values.items()}
+    values = {name: _rounded(x) if isinstance(x, float) else x for name, x in values.items()}
     return {"state": number, **{name: x for name, x in values.items() if x not in (None, "") and x != []}}
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, 4) if math.isfinite(value) else None
 
 
 def _outcome(row: Mapping[str, Any]) -> int:
@@ -193,5 +202,5 @@ def _outcome(row: Mapping[str, Any]) -> int:
         return 4
     won = row.get("success")
     if won is None and row["over"] and row["legal"]:
-        won = State.from_bytes(row["state"]).game().step(row["action"]).success
+        won = state_in(row).game().step(row["action"]).success
     return 0 if won else 1 if row["gain"] > 0 else 2 if row["legal"] else 3

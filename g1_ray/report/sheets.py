@@ -5,6 +5,7 @@ A picture is not stored. Its tiles stand once on a task's sheet, and a state say
 
 import base64
 import contextlib
+import importlib
 import io
 import itertools
 import json
@@ -21,10 +22,10 @@ from PIL import Image
 
 from envs import State, Task
 from envs.core import Board, Looks
+from envs.perception import FOLDERS
 from g1_ray.evaluation.confusion import Told
 from g1_ray.report.rollouts import SeenBlock, SeenState, ShownRollout, evenly, look_at
 from g1_ray.runs.progress import Count
-from g1_ray.runs.reading import import_games
 
 BLOCK = 32
 """Rollouts that are packed together: what the page reads to show one of them."""
@@ -126,12 +127,12 @@ class PackedPage:
 def pack_page(
     rollouts: Sequence[ShownRollout], rewards: Mapping[str, str], modules: Sequence[str] = (), workers: int = 1
 ) -> PackedPage:
-    """Packs rollouts, by `workers` processes. `rewards`: game -> its reward; `modules`: games to import, `module:name`.
+    """Packs rollouts, by `workers` processes. `rewards`: game -> its reward; `modules`: what this process has imported
+    of the games' modules, for those to import it too.
 
     Where their tiles don't go on the sheets, it is half as many, evenly drawn, or half of those.
     """
     blocks = [rollouts[i : i + BLOCK] for i in range(0, len(rollouts), BLOCK)]
-    import_games(modules)
     sheets: dict[Task, Sheet] = {}
     packed, boards, turns_of = [], {}, []  # type: list[str], dict[tuple[str, str], Boards], list[Any]
     with (
@@ -161,8 +162,15 @@ def _seen(
             yield look_at(block, rewards)
         return
     context = get_context("spawn")  # this process has threads
-    with ProcessPoolExecutor(workers, context, import_games, (modules,)) as pool:
+    with ProcessPoolExecutor(workers, context, _trust, (modules, FOLDERS)) as pool:
         yield from pool.map(look_at, blocks, itertools.repeat(rewards), chunksize=4)
+
+
+def _trust(modules: Sequence[str], folders: set[str]) -> None:
+    """In another process, what has been named in this one."""
+    for module in modules:
+        importlib.import_module(module)
+    FOLDERS.update(folders)
 
 
 def _keep_boards(block: Sequence[ShownRollout], seen: SeenBlock, boards: dict[tuple[str, str], Boards]) -> None:

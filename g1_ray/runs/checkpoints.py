@@ -4,22 +4,17 @@
 <root>/step-N/learner/          master weights and optimizer moments (safetensors), state.json
 <root>/step-N/adapter/          LoRA only: the adapter in peft's format
 <root>/step-N/README.md         the model card
-<root>/step-N/manifest.json     SHA-256 of every other file but the card, which is there to be written on
+<root>/step-N/manifest.json     SHA-256 and size of every other file but the card, which is there to be written on
 """
 
 import contextlib
-import hashlib
-import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from g1_ray.files import steps_in, written
 from g1_ray.models.card import CARD
-
-MANIFEST = "manifest.json"
-_BLOCK = 1 << 22
+from g1_ray.models.manifest import MANIFEST, fault_of, write_manifest
 
 
 @contextlib.contextmanager
@@ -28,35 +23,7 @@ def published(folder: Path) -> Iterator[Path]:
     with written(folder) as beside:
         beside.mkdir()
         yield beside
-        files = sorted(path for path in beside.rglob("*") if path.is_file() and path != beside / CARD)
-        manifest = {path.relative_to(beside).as_posix(): _checksum(path, sync=True) for path in files}
-        with open(beside / MANIFEST, "w") as out:
-            json.dump(manifest, out, indent=1)
-            out.flush()
-            os.fsync(out.fileno())
-
-
-def _checksum(path: Path, sync: bool = False) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-        if sync:
-            os.fsync(file.fileno())
-    return digest.hexdigest()
-
-
-def fault_of(folder: Path) -> str:
-    """What is wrong with a checkpoint: '' for nothing. Reads every file."""
-    if not (folder / MANIFEST).is_file():
-        return f"{folder}: no {MANIFEST}; it is no checkpoint, or was not finished"
-    manifest: dict[str, str] = json.loads((folder / MANIFEST).read_text())
-    for name, checksum in manifest.items():
-        if not (folder / name).is_file():
-            return f"{folder}: {name} is missing"
-        if _checksum(folder / name) != checksum:
-            return f"{folder}: {name} is not what was written (its SHA-256 differs)"
-    return ""
+        write_manifest(beside, but=CARD)
 
 
 def checkpoints(root: Path) -> list[Path]:
@@ -64,9 +31,19 @@ def checkpoints(root: Path) -> list[Path]:
     return [path for path in steps_in(root) if (path / MANIFEST).is_file()]
 
 
+def newest(root: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest checkpoint that is intact, None where none is; and what is wrong with each newer one."""
+    broken: dict[Path, str] = {}
+    for path in reversed(steps_in(root)):
+        if not (fault := fault_of(path)):
+            return path, broken
+        broken[path] = fault
+    return None, broken
+
+
 def latest(root: Path) -> Path | None:
     """The newest checkpoint that is intact; None where there is none."""
-    return next((path for path in reversed(checkpoints(root)) if not fault_of(path)), None)
+    return newest(root)[0]
 
 
 def prune(root: Path, keep: int) -> None:

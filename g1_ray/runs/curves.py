@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from g1_ray.files import read_lines, written
+from g1_ray.files import part_of, read_lines, written
+from g1_ray.runs.shapes import Step
 
 CURVES = {
     "reward": "reward",
@@ -87,10 +88,10 @@ SHARES = (
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run folder's metrics.jsonl, one for each step."""
-    path = folder / "metrics.jsonl"
-    if not path.is_file():
+    path = part_of(folder, "metrics.jsonl")
+    if not path.exists():
         raise ValueError(f"{path}: there is no such file; give the folder of a run, such as runs/quickstart")
-    return read_lines(path)
+    return read_lines(path, Step)
 
 
 def games_with_curves(metrics: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -17,21 +17,14 @@ from g1_ray.files import written
 def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
     """Writes tables of a schema one after the other into a file; returns its rows."""
     rows = 0
-    with written(path) as beside, pq.ParquetWriter(beside, schema, compression="zstd") as writer:
+    with (
+        written(path) as beside,
+        pq.ParquetWriter(beside, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
         for table in tables:
             writer.write_table(table)
             rows += len(table)
     return rows
-
-
-def check_columns(path: Path, names: Iterable[str], fix: str) -> None:
-    """Raises `ValueError`, with the `fix`, where a file is no parquet, or lacks one of the columns."""
-    try:
-        missing = sorted(set(names) - set(pq.read_schema(path).names))
-    except pa.ArrowInvalid:
-        raise ValueError(f"{path}: no parquet file, or a broken one; {fix}") from None
-    if missing:
-        raise ValueError(f"{path}: no column {missing[0]!r}; {fix}")
 
 
 def with_image(columns: pa.Schema) -> pa.Schema:

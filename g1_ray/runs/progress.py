@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from g1_ray.config import RunConfig
+from g1_ray.tables import visible
 
 SECONDS_BETWEEN_LINES = 5.0
 """Where there is no terminal."""
@@ -53,7 +54,7 @@ class Voice:
     def say(self, line: str) -> None:
         """Prints a line."""
         self._spoke = time.monotonic()
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(visible(line), highlight=False, markup=False, soft_wrap=True)
 
     def stop(self) -> None:
         """Ends it."""
@@ -99,7 +100,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """What is going on, in a few words."""
-        self._note, self._since = text, time.monotonic()
+        self._note, self._since = visible(text), time.monotonic()
         if not self._live:
             self._voice.say(text)
 
@@ -218,7 +219,7 @@ class Count:
         """So many are done. What there is to say `about` it is said at once: under the bar, or in a line."""
         self.done = done
         if self.live:
-            self.bar.about = about or self.bar.about
+            self.bar.about = visible(about) or self.bar.about
             self.bar.update(self._task, completed=done, left=self.left)
         elif about or self._voice.silent_s >= SECONDS_OF_SILENCE / 2:
             self._voice.say(", ".join(filter(None, (self._told(), about))))

@@ -1,24 +1,28 @@
 """What lies in the folder of a run or an evaluation: its files, its games, the rows of a group or of a move."""
 
+import logging
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from envs import game_spec
+from envs import REWARDS
 from envs.options import nearest
-from g1_ray.files import in_use, read_json, read_lines
-from g1_ray.runs.curves import best_rewards
+from envs.registry import Registry
+from envs.task import GAMES
+from g1_ray.files import in_use, part_of, read_json, read_lines
+from g1_ray.runs.curves import best_rewards, read_metrics
+from g1_ray.runs.layouts import MOVES, TURNS, Row
+from g1_ray.runs.shapes import Config, Note, Report
 from g1_ray.runs.trajectories import SCHEMA, files_in
 
 FAILED = re.compile(r"failed: |step \d+ failed")
 """How the note of what ended a run begins."""
-Row = dict[str, Any]
-"""Of trajectories (`runs.trajectories.SCHEMA`), or of moves (`evaluation.moves.SCHEMA`)."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,14 +53,15 @@ def runs_in(folder: Path) -> list[RunSummary]:
 
 def summary_of(folder: Path) -> RunSummary | None:
     """What a run is at; None for a folder that is no run's, such as an evaluation's."""
-    begun = (folder / "config.json").stat().st_mtime
+    begun = (folder / "config.json").lstat().st_mtime
     try:
-        config = read_json(folder / "config.json")
+        config = config_in(folder)
         if "players" in config:
             return None
-        metrics, notes = read_lines(folder / "metrics.jsonl"), read_lines(folder / "notes.jsonl")
-        path = folder / "report.json"
-        report = read_json(path) if path.is_file() else {}
+        there = (folder / "metrics.jsonl").exists()
+        metrics = read_metrics(folder) if there else []
+        notes = read_lines(part_of(folder, "notes.jsonl"), Note)
+        report = report_in(folder)
         steps = metrics[-1]["step"] if metrics else 0
         return RunSummary(
             name=config.get("name", folder.name),
@@ -68,14 +73,15 @@ def summary_of(folder: Path) -> RunSummary | None:
             best=best_rewards(metrics),
             seen=metrics[-1].get("time", begun) if metrics else begun,
         )
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, OSError) as error:
+        log.warning("%s", error)
         return RunSummary(folder.name, folder, (), "damaged", seen=begun)
 
 
 def _state(folder: Path, steps: int, report: Mapping[str, Any], note: str) -> str:
     if in_use(folder):
         return "running"
-    if report and report["steps"] == steps:  # not one that was written before the run went on
+    if report and report.get("steps") == steps:  # not one that was written before the run went on
         return "stopped" if report.get("stopped") else "finished"
     if steps and not (folder / "ledger.jsonl").exists() and (folder / "curves.png").exists():
         return "finished"  # a cold start, which draws its curves at the end
@@ -85,7 +91,7 @@ def _state(folder: Path, steps: int, report: Mapping[str, Any], note: str) -> st
 def sources_of(folder: Path) -> dict[str, list[Path]]:
     """The parquet files that a run or an evaluation left: of its `trajectories` and of its `moves`.
 
-    Raises `ValueError` where there are none. Games that live elsewhere are imported, so that their states can be read.
+    Raises `ValueError` where there are none, and for games that live elsewhere and are not imported yet.
     """
     places = {"trajectories": ("trajectories",), "moves": ("moves", "eval/moves")}
     found = {
@@ -98,7 +104,7 @@ def sources_of(folder: Path) -> dict[str, list[Path]]:
             f"{folder}: neither trajectories/*.parquet nor moves/*.parquet there; give the folder of a training run "
             "(runs/NAME) or of an evaluation"
         )
-    import_games(game["game"] for game in games_in(folder))
+    games_in(folder)
     return found
 
 
@@ -108,6 +114,19 @@ def moves_in(folder: Path) -> list[Path]:
     if not files:
         raise ValueError(f"{folder}: no moves/*.parquet, so no evaluation; play one with g1-ray evaluate")
     return files
+
+
+def config_in(folder: Path) -> dict[str, Any]:
+    """The config.json of a run or an evaluation. Raises `ValueError`."""
+    config: dict[str, Any] = read_json(part_of(folder, "config.json"), Config)
+    return config
+
+
+def report_in(folder: Path) -> dict[str, Any]:
+    """The report.json of a run; empty where there is none. Raises `ValueError`."""
+    path = part_of(folder, "report.json")
+    report: dict[str, Any] = read_json(path, Report) if path.exists() else {}
+    return report
 
 
 def games_of(config: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -120,11 +139,37 @@ def games_of(config: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def games_in(folder: Path) -> list[dict[str, str]]:
-    """Those of the config.json of a run or an evaluation, or of the run that an evaluation is in; else none."""
-    for path in (folder / "config.json", folder.parent / "config.json"):
-        if path.is_file():
-            return games_of(read_json(path))
+    """Those of the config.json of a run or an evaluation, or of the run that an evaluation is in; else none.
+
+    Raises `ValueError` as `check_games` does.
+    """
+    for place in (folder, folder.parent):
+        if (place / "config.json").exists():
+            games = games_of(config_in(place))
+            check_games(games, place / "config.json")
+            return games
     return []
+
+
+def check_games(games: Iterable[Mapping[str, str]], path: Path) -> None:
+    """Raises `ValueError` where a file names a game, or a reward, of a module that nobody has imported.
+
+    Nothing is imported because a file says so.
+    """
+    for game in games:
+        _check_known(GAMES, game["game"], path)
+        _check_known(REWARDS, game["reward"], path)
+
+
+def _check_known(registry: Registry[Any], name: str, path: Path) -> None:
+    module, _, own = name.rpartition(":")
+    if module and module not in sys.modules:
+        raise ValueError(
+            f"{path}: the {registry.sort} {name!r} is of a module that is not imported because a file says so.\n"
+            f"Where you trust it, name it: --import {module}"
+        )
+    if own not in registry:
+        raise ValueError(f"{path}: unknown {registry.sort} {name!r}{nearest(own, registry)}")
 
 
 def reward_in(folder: Path, game: str) -> str:
@@ -132,16 +177,12 @@ def reward_in(folder: Path, game: str) -> str:
     return next((about["reward"] for about in games_in(folder) if about["name"] == game), "ternary")
 
 
-def import_games(names: Iterable[str]) -> None:
-    """Imports the games that are named as module:name, as states do not say which code to run."""
-    for name in names:
-        game_spec(name)
-
-
 def names_in(path: Path) -> tuple[str, str]:
-    """The game and the player that a file of moves is of."""
-    (row,) = pq.read_table(path, columns=["game", "player"]).slice(0, 1).to_pylist()
-    return row["game"], row["player"]
+    """The game and the player that a file of moves is of. Raises `ValueError` where it has none."""
+    batch = next(MOVES.batches(path, ("game", "player")), None)
+    if batch is None:
+        raise ValueError(f"{path}: has no moves; take it away")
+    return batch["game"][0].as_py(), batch["player"][0].as_py()
 
 
 def rows_of_group(folder: Path, number: int, fate: str = "") -> list[Row]:
@@ -149,14 +190,13 @@ def rows_of_group(folder: Path, number: int, fate: str = "") -> list[Row]:
 
     Raises `ValueError` where it is not among the trajectories, with its `fate` where that is known.
     """
-    import_games(game["game"] for game in games_in(folder))
+    games_in(folder)
     names = [name for name in SCHEMA.names if name not in ("prompt_ids", "logprobs", "task")]
     known: set[int] = set()
     for file in files_in(folder / "trajectories"):
-        rows: list[Row] = pq.read_table(file, columns=names, filters=pc.field("group") == number).to_pylist()
-        if rows:
+        if rows := TURNS.rows(file, names, pc.field("group") == number):
             return sorted(rows, key=lambda row: (row["rollout"], row["turn"]))
-        known |= set(pq.read_table(file, columns=["group"])["group"].to_pylist())
+        known |= set(TURNS.table(file, ["group"])["group"].unique().to_pylist())
     there = f"groups {min(known)} to {max(known)} are there" if known else "no group is there yet"
     raise ValueError(f"{folder}: no group {number} among its trajectories; {fate or there}")
 
@@ -167,11 +207,9 @@ def row_of_move(folder: Path, game: str, player: str, seed: int, move: int) -> R
     name = f"{game}/{player}"
     if name not in files:
         raise ValueError(f"{folder}: no moves of {name}{nearest(name, files)}")
-    found: list[Row] = pq.read_table(
-        files[name], filters=(pc.field("seed") == seed) & (pc.field("move") == move)
-    ).to_pylist()
-    if not found:
-        seeds = pq.read_table(files[name], columns=["seed"])["seed"].to_pylist()
-        there = f"seeds {min(seeds)} to {max(seeds)}, up to {max(map(seeds.count, set(seeds)))} moves of each"
-        raise ValueError(f"{folder}: {name} has no move {move} of seed {seed}; there are {there}")
-    return found[0]
+    if found := MOVES.rows(files[name], (), (pc.field("seed") == seed) & (pc.field("move") == move)):
+        return found[0]
+    seeds = MOVES.table(files[name], ["seed"])["seed"]
+    most = max(count["counts"] for count in seeds.value_counts().to_pylist())
+    there = f"seeds {pc.min(seeds)} to {pc.max(seeds)}, up to {most} moves of each"
+    raise ValueError(f"{folder}: {name} has no move {move} of seed {seed}; there are {there}")

@@ -8,31 +8,51 @@
     trace.jsonl, notes.jsonl     when each tick ran; what was out of the ordinary, tracebacks whole
     logs/*.log                   of each process
     report.json                  what it came to
+    taken-back/                  what came after a checkpoint that the run went on from
 
 Two processes have it open, and write different files: the driver, and the buffer's actor (ledger and trajectories).
-When a run goes on from the checkpoint of step N, whatever came after N is taken back, so that all counts are right.
+When a run goes on from the checkpoint of step N, whatever came after N is taken back, so that all counts are right, and
+kept aside. N is the newest that is intact; newer ones are called `broken-step-M` from then on. Where none is, and steps
+were trained, the run does not go on.
 """
 
 import contextlib
 import functools
+import logging
 import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from g1_ray.config import RunConfig, load_config
 from g1_ray.config_text import changes
-from g1_ray.files import LOCK, Journal, Lock, check_writable, read_json, read_lines, write_json, write_lines, write_text
+from g1_ray.files import (
+    LOCK,
+    Journal,
+    Lock,
+    check_writable,
+    part_of,
+    read_json,
+    read_lines,
+    set_aside,
+    steps_in,
+    take_back,
+    write_json,
+    write_text,
+)
 from g1_ray.runs import checkpoints
+from g1_ray.runs.shapes import Entry, Step
 from g1_ray.runs.trackers import Trackers
 from g1_ray.runs.trajectories import TrajectoryWriter, files_in
 from g1_ray.types import Fate, Group
 
 FATES = ("trained", "dropped", "quarantined")
+TAKEN_BACK = "taken-back"
+log = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -63,15 +83,19 @@ class RunFolder:
         made = [folder for folder in (path, *path.parents) if not folder.exists()]
         lock = Lock(path)
         changed: dict[str, str] = {}
-        if before:
-            changed = before._changes(config) if resume else {}
-            before.rewind()
-        write_text(path / "config.json", config.to_json())
+        told = ["starts"]
+        try:
+            if before:
+                changed = before._changes(config) if resume else {}
+                _, told = before.rewind()
+            write_text(path / "config.json", config.to_json())
+        except BaseException:
+            lock.release()
+            raise
         folder = cls(path)
         folder._lock, folder.changed, folder._made = lock, changed, made
-        folder.note(f"goes on from {latest.name}" if (latest := folder.latest()) else "starts")
-        for key, what in changed.items():
-            folder.note(f"{key}: {what}")
+        for line in [*told, *(f"{key}: {what}" for key, what in changed.items())]:
+            folder.note(line)
         return folder
 
     def discard(self) -> None:
@@ -98,7 +122,7 @@ class RunFolder:
                 )
             return None
         before = cls(path)
-        if before.num_steps and not resume:
+        if not resume and (before.num_steps or steps_in(before._checkpoints)):
             raise ValueError(
                 f"{path} holds a run already, {before.num_steps} steps of it.\n"
                 f"Give --resume to go on with it, or another name: name={config.name}-2"
@@ -114,7 +138,7 @@ class RunFolder:
 
     def _changes(self, config: RunConfig) -> dict[str, str]:
         """What differs from the run that is there. A checkpoint is of its model and its seed; all else may change."""
-        changed = changes(self.config, config)
+        changed = changes(read_json(part_of(self.path, "config.json"), dict[str, Any]), config)
         changed.pop("out", None)  # it has been moved
         fixed = [key for key in changed if key == "seed" or key.startswith("model.")]
         if fixed:
@@ -141,8 +165,11 @@ class RunFolder:
     @property
     def num_steps(self) -> int:
         """Steps that metrics.jsonl has, counted from the run's start."""
-        lines = read_lines(self.path / "metrics.jsonl")
+        lines = self._lines("metrics.jsonl", Step)
         return int(lines[-1]["step"]) if lines else 0
+
+    def _lines(self, name: str, shape: Any) -> list[Any]:
+        return read_lines(part_of(self.path, name), shape)
 
     # Groups
 
@@ -156,15 +183,14 @@ class RunFolder:
 
     def ledger_lines(self) -> list[dict[str, Any]]:
         """All lines of the ledger."""
-        return read_lines(self.path / "ledger.jsonl")
+        return self._lines("ledger.jsonl", Entry)
 
     def learned(self) -> dict[str, Any] | None:
         """What the curriculum had learned when the newest checkpoint was made, if there is one."""
         if (latest := self.latest()) is None:
             return None
-        learned: dict[str, Any] | None = read_json(latest / "learner" / "state.json")["extra"]["buffer"].get(
-            "curriculum"
-        )
+        books = read_json(latest / "learner" / "state.json")["extra"]["buffer"]
+        learned: dict[str, Any] | None = books.get("curriculum")
         return learned
 
     def keep_group(self, group: Group) -> None:
@@ -186,7 +212,7 @@ class RunFolder:
 
     def ledger(self) -> list[Fate]:
         """The fates of all groups that came to an end."""
-        return [Fate(**line) for line in read_lines(self.path / "ledger.jsonl") if "fate" in line]
+        return [Fate(**line) for line in self._lines("ledger.jsonl", Entry) if "fate" in line]
 
     # Checkpoints
 
@@ -222,7 +248,7 @@ class RunFolder:
         `books` are the buffer's, which have to add up and to agree with the ledger: whether they do is in the report.
         """
         ended = Counter(fate.fate for fate in self.ledger())
-        latest, lines = self.checkpoints()[-1:], read_lines(self.path / "metrics.jsonl")
+        latest, lines = self.checkpoints()[-1:], self._lines("metrics.jsonl", Step)
         report = {
             "name": self.config.name,
             "steps": self.num_steps,
@@ -259,26 +285,54 @@ class RunFolder:
 
     # Going on
 
-    def rewind(self) -> Path | None:
-        """Takes back what came after the newest checkpoint, or everything where there is none; that checkpoint.
+    def rewind(self) -> tuple[Path | None, list[str]]:
+        """Takes back what came after the newest intact checkpoint, or everything where there never was one.
 
-        Nobody else may have the ledger or the trajectories open.
+        Gives that checkpoint, and what there is to tell. Nobody else may have the ledger or the trajectories open.
+        Raises `ValueError`, and touches nothing, where steps would be lost.
         """
         for journal in self._journals.values():
             journal.close()
-        latest = self.latest()
+        metrics, ledger = self._lines("metrics.jsonl", Step), self._lines("ledger.jsonl", Entry)
+        latest, broken = checkpoints.newest(self._checkpoints)
         step = int(latest.name.partition("-")[2]) if latest else 0
-        ledger = read_lines(self.path / "ledger.jsonl")
         marks = [i for i, line in enumerate(ledger) if line.get("checkpoint") == step]
+        if not latest and (metrics or ledger) and (broken or any("checkpoint" in line for line in ledger)):
+            raise ValueError(self._nothing_intact(broken, metrics))
         if step and not marks:
-            raise ValueError(f"{self.path / 'ledger.jsonl'} says nothing of the checkpoint of step {step}; start anew")
+            raise ValueError(
+                f"{self.path / 'ledger.jsonl'} says nothing of the checkpoint of step {step}.\n"
+                f"Restore that file, or start anew under another name: name={self.path.name}-2"
+            )
         kept = ledger[: marks[-1] + 1] if marks else []
         mark = kept[-1] if kept else {"issued": 0, "files": 0}
         ended = {line["group"] for line in kept if "fate" in line}
         lost = [Fate(group, "", "dropped", "lost", step, 0) for group in range(mark["issued"]) if group not in ended]
-        write_lines(self.path / "ledger.jsonl", [*kept, *map(asdict, lost)])
-        metrics = [line for line in read_lines(self.path / "metrics.jsonl") if line["step"] <= step]
-        write_lines(self.path / "metrics.jsonl", metrics)
-        for path in files_in(self.path / "trajectories")[mark["files"] :]:
-            path.unlink()
-        return latest
+        files = files_in(self.path / "trajectories")
+        known = [line for line in metrics if line["step"] <= step]
+        aside = self.path / TAKEN_BACK
+        take_back(self.path / "ledger.jsonl", [*kept, *map(asdict, lost)], ledger[len(kept) :], aside)
+        take_back(self.path / "metrics.jsonl", known, metrics[len(known) :], aside)
+        for path in files[mark["files"] :]:
+            aside.mkdir(exist_ok=True)
+            path.rename(aside / f"{len(files_in(aside)):06d}-{path.name}")
+        told = [f"{fault}; it is kept as {set_aside(path).name}" for path, fault in broken.items()]
+        if step and (not known or known[-1]["step"] != step):
+            told.append(f"{self.path / 'metrics.jsonl'} has not all of the {step} steps; the curves have a gap")
+        if len(files) < mark["files"]:
+            told.append(f"{self.path / 'trajectories'}: {len(files)} of {mark['files']} files are there")
+        told.append(f"goes on from {latest.name}" if latest else "starts")
+        if back := len(metrics) - len(known):
+            told[-1] += f": {back} steps are taken back, and kept in {self.path / TAKEN_BACK}"
+        for line in told if broken or back else ():
+            log.warning("%s", line)
+        return latest, told
+
+    def _nothing_intact(self, broken: Mapping[Path, str], metrics: Sequence[Mapping[str, Any]]) -> str:
+        fault = next(iter(broken.values()), f"{self._checkpoints}: there is none")
+        more = f" (and {len(broken) - 1} more that are broken)" if len(broken) > 1 else ""
+        trained = metrics[-1]["step"] if metrics else "some"
+        return (
+            f"{self.path}: {trained} steps were trained, and no checkpoint is intact to go on from.\n{fault}{more}\n"
+            f"Restore that file, or start anew under another name: name={self.path.name}-2"
+        )

@@ -17,6 +17,7 @@ from typing import Protocol
 from envs.registry import Registry
 from g1_ray.config import RunConfig
 from g1_ray.files import read_lines
+from g1_ray.runs.shapes import Note
 
 PROJECT = "g1_ray"
 """What W&B, Trackio and MLflow keep all runs under."""
@@ -83,7 +84,7 @@ def _line(error: Exception) -> str:
 
 def identity(path: Path, config: RunConfig) -> str:
     """What a run is known by elsewhere: its name and when it was begun, the same whenever it goes on."""
-    return f"{config.name}-{int(read_lines(path / 'notes.jsonl')[0]['time'])}"
+    return f"{config.name}-{int(read_lines(path / 'notes.jsonl', Note)[0]['time'])}"
 
 
 class TensorBoard:

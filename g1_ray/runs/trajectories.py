@@ -10,39 +10,15 @@ from typing import Any
 import pyarrow as pa
 
 from g1_ray.config import REWARD_PARTS
+from g1_ray.files import part_of
+from g1_ray.runs.layouts import TURNS
 from g1_ray.runs.parquet import write_tables
 from g1_ray.types import Group
 
 TOKENS_PER_FILE = 1_000_000
 """Tokens of prompts and completions that are held in memory before a file is written."""
 
-SCHEMA = pa.schema(
-    [
-        ("game", pa.string()),
-        ("group", pa.int64()),
-        ("rollout", pa.int32()),
-        ("turn", pa.int32()),
-        ("task", pa.string()),  # JSON, see Task.from_json
-        ("state", pa.binary()),  # whole, see State.from_bytes
-        ("prompt_ids", pa.list_(pa.int32())),
-        ("completion_ids", pa.list_(pa.int32())),
-        ("logprobs", pa.list_(pa.float32())),  # of the completion's tokens, nats
-        ("versions", pa.list_(pa.int32())),  # the policy that sampled each of them
-        ("finish_reason", pa.string()),
-        ("text", pa.string()),
-        ("action", pa.int32()),  # null: unreadable
-        ("action_text", pa.string()),
-        ("cause", pa.string()),  # why it was unreadable
-        ("legal", pa.bool_()),
-        ("gain", pa.float64()),
-        ("reward", pa.float64()),
-        ("reward_game", pa.float64()),
-        ("reward_format", pa.float64()),
-        ("reward_perception", pa.float64()),
-        ("perception_exact", pa.bool_()),
-        ("over", pa.bool_()),  # whether the episode ended with this turn
-    ]
-)
+SCHEMA = TURNS.schema
 
 
 def turn_rows(group: Group) -> Iterator[dict[str, Any]]:
@@ -102,5 +78,9 @@ class TrajectoryWriter:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The files of a folder of trajectories or of moves, in their order."""
-    return sorted(folder.glob("*.parquet"))
+    """The files of a folder of trajectories or of moves, in their order. Raises `ValueError` where one leads out of
+    the folder that it is in."""
+    if not folder.is_dir():
+        return []
+    part_of(folder.parent, folder.name)
+    return [part_of(folder, path.name) for path in sorted(folder.glob("*.parquet"))]

@@ -7,7 +7,7 @@ a run that trains -> Follower -> newest checkpoint -> engine.load_policy, betwee
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs import Task, game_names
+from envs.task import check_folder
 from g1_ray.engines.weight_sync import pack_weights
 from g1_ray.evaluation.named import parse_player
 from g1_ray.evaluation.play import Question, Reply
 from g1_ray.evaluation.players import Asked, Opened
 from g1_ray.files import read_json
-from g1_ray.runs.checkpoints import checkpoints, fault_of
+from g1_ray.models.manifest import fault_of
+from g1_ray.runs.checkpoints import checkpoints
+from g1_ray.runs.reading import check_games, games_of
+from g1_ray.runs.shapes import Config
 
 if TYPE_CHECKING:
     from g1_ray.serve.openai import Chat, Delta
@@ -195,9 +199,17 @@ def tasks_known(what: str) -> list[tuple[str, Task]]:
     except ValueError:
         return []
     for path in (folder / "made.json", *(parent / "config.json" for parent in (folder, *folder.parents[:2]))):
-        games = read_json(path).get("games") if path.is_file() else None
-        if isinstance(games, Sequence) and games:
-            known = {field: None for field in GameConfig.model_fields}
-            configs = [GameConfig(**{key: value for key, value in game.items() if key in known}) for game in games]
-            return [(config.name, config.task()) for config in configs]
+        try:
+            games = read_json(path, Config).get("games") if path.is_file() else None
+            if not isinstance(games, list) or not games:
+                continue
+            check_games(games_of({"games": games}), path)
+            for game in games:
+                check_folder(game.get("perception"))
+            known = GameConfig.model_fields.keys()
+            configs = [GameConfig(**{key: game[key] for key in known & game.keys()}) for game in games]
+        except ValueError as error:
+            log.warning("%s: its games are not known: %s", path, str(error).splitlines()[0])
+            return []
+        return [(config.name, config.task()) for config in configs]
     return []

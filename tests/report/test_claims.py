@@ -131,3 +131,8 @@ def test_a_small_version_of_every_experiment_runs(tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/report.json")}
     assert main(args) == 0  # nothing is run again
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/report.json")}
+
+
+def test_two_runs_never_have_one_folder() -> None:
+    with pytest.raises(ValueError, match="two runs are called 'try-2048-a-b-seed0'"):
+        claims_of(variants={"a b": [], "a-b": []})

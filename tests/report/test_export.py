@@ -184,7 +184,7 @@ def test_won_boards_are_the_share_of_boards(tmp_path):
     assert sample.scores["success"].value == pytest.approx(run.successes / run.boards)
 
 
-def test_games_that_live_elsewhere_are_imported_first(tmp_path, monkeypatch):
+def test_games_that_live_elsewhere_are_imported_where_the_command_says_so(tmp_path, monkeypatch, capsys):
     (tmp_path / "far_away.py").write_text(
         "from envs import GameSpec, game_spec, register_game\n"
         'register_game(GameSpec("far", game_spec("2048").game_type, "another 2048", gym_name="Far"))\n'
@@ -198,8 +198,12 @@ def test_games_that_live_elsewhere_are_imported_first(tmp_path, monkeypatch):
     for folder in ("run", "run/eval"):
         envs.task.GAMES.pop("far", None)
         sys.modules.pop("far_away", None)
-        assert list(sources_of(tmp_path / folder)) == ["moves"]
-        assert "far" in game_names()
+        with pytest.raises(ValueError, match="config.json: the game 'far_away:far' .*\n.*: --import far_away"):
+            sources_of(tmp_path / folder)
+        assert "far" not in game_names() and "far_away" not in sys.modules
+        assert main(["export", str(tmp_path / folder), "--to", "datasets", "--import", "far_away"]) == 2
+        assert "a.parquet: no parquet file" in capsys.readouterr().err
+        assert "far" in game_names() and list(sources_of(tmp_path / folder)) == ["moves"]
 
 
 @pytest.mark.parametrize(

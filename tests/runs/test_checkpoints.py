@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from g1_ray.runs.checkpoints import MANIFEST, checkpoints, fault_of, latest, prune, published
+from g1_ray.models.manifest import MANIFEST, fault_of
+from g1_ray.runs.checkpoints import checkpoints, latest, prune, published
 
 
 def write(folder: Path, text: str = "weights") -> None:

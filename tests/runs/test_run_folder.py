@@ -153,6 +153,66 @@ def test_a_damaged_checkpoint_is_passed_over_and_a_cut_off_line_too(tmp_path):
     assert [line["step"] for line in lines(again.path / "metrics.jsonl")] == [1, 2]
 
 
+def trained(out, steps=(1, 2)):
+    folder = RunFolder.open(small_config(out))
+    for step in steps:
+        folder.log(step, {"reward": 1.0})
+        folder.log_fate(Fate(step, "2048", "trained", "", step, 0))
+        folder.mark(step, num_issued=0)
+        save_checkpoint(folder, step)
+    folder.close()
+    return folder
+
+
+SPOILS = {
+    "flipped": lambda step: (step / "model.safetensors").write_bytes(b"weightz"),
+    "cut": lambda step: (step / "model.safetensors").write_bytes(b"wei"),
+    "lost": lambda step: (step / "model.safetensors").unlink(),
+    "no manifest": lambda step: (step / "manifest.json").unlink(),
+    **{
+        repr(data): lambda step, data=data: (step / "manifest.json").write_bytes(data)
+        for data in (b"", b"{}", b"[]", b"\xff\0", b'{"model.safetensors": 3}', b'{"../../config.json": "a"}')
+    },
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
+def test_a_broken_checkpoint_is_told_kept_and_an_older_one_taken(tmp_path, caplog, spoil):
+    folder = trained(tmp_path)
+    spoil(folder.checkpoint(2))
+    before = sorted(path.name for path in folder.checkpoint(2).iterdir())
+    again = RunFolder.open(small_config(tmp_path), resume=True)
+    again.close()
+    assert again.latest() == again.checkpoint(1) and again.num_steps == 1
+    aside = folder.path / "checkpoints" / "broken-step-2"
+    assert sorted(path.name for path in aside.iterdir()) == before
+    told = [record.message for record in caplog.records]
+    assert "step-2" in told[0] and "it is kept as broken-step-2" in told[0] and "1 steps are taken back" in told[-1]
+    assert [line["step"] for line in lines(folder.path / "taken-back" / "metrics.jsonl")] == [2]
+    assert [line.get("group") for line in lines(folder.path / "taken-back" / "ledger.jsonl")] == [2, None]
+
+
+@pytest.mark.parametrize("steps", [(1,), (1, 2)])
+@pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
+def test_without_an_intact_checkpoint_a_run_is_refused_and_left_as_it_is(tmp_path, spoil, steps):
+    folder = trained(tmp_path, steps)
+    for step in steps:
+        spoil(folder.checkpoint(step))
+    before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file() and path.name != ".lock"}
+    with pytest.raises(ValueError, match=f"{steps[-1]} steps were trained.*\n.*step-.*\n.*name=small-2") as error:
+        RunFolder.open(small_config(tmp_path), resume=True)
+    assert len(str(error.value).splitlines()) == 3
+    after = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert after == before
+
+
+def test_a_run_that_lost_its_metrics_is_no_free_place(tmp_path):
+    folder = trained(tmp_path)
+    (folder.path / "metrics.jsonl").unlink()
+    with pytest.raises(ValueError, match="holds a run already"):
+        RunFolder.open(small_config(tmp_path))
+
+
 def test_trajectories_open_with_datasets_and_states_draw_their_picture(tmp_path, task):
     from datasets import load_dataset
 
