@@ -21,6 +21,7 @@ COMMANDS = {
     "paper": "put the paper's claims to the test at laptop size, and write what came of it",
     "graph": "print the graphs of a run and where its parts are placed",
     "explain": "tell why a board, an answer or a group of rollouts earns what it earns",
+    "status": "say how a run is: alive or not, its parts, what went wrong last",
     "runs": "list runs: games, state, steps, best reward",
     "report": "write a page that shows a run or an evaluation: curves, tables, rollouts board by board",
     "export": "hand rollouts and evaluations to other tools: data sets with pictures, inspect-ai",

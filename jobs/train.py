@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import shutil
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -27,7 +28,8 @@ def options() -> Parser:
     parser = Parser("train", __doc__)
     add_config_options(parser, "jobs/configs/quickstart.toml", "optimizer.lr=1e-5 games.0.ratio=2")
     parser.add_argument("--dry-run", action="store_true", help="say what would run, what it needs, and whether it fits")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run's folder")
+    parser.add_argument("--resume", nargs="?", const="yes", default="no", choices=("yes", "no", "auto"),
+                        help="go on from the run's newest checkpoint; auto: if there is a run, else start")  # fmt: skip
     parser.add_argument("--address", default="", help="Ray cluster to join (default: RAY_ADDRESS, else a local one)")
     parser.add_argument("--cluster", default="", metavar="YAML", help="its file, where it grows: what it may grow to")
     parser.add_argument("--assume", default="", metavar="GPUS", help="with --dry-run: GPUs that are not there, such "
@@ -37,7 +39,7 @@ def options() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """`g1-ray train`."""
-    args = options().parse_intermixed_args(argv)
+    args = options().parse_intermixed_args(_with_values(sys.argv[1:] if argv is None else argv))
     if args.assume and (args.cluster or not args.dry_run):
         raise ValueError(f"--assume {args.assume}: goes with --dry-run, and without --cluster")
 
@@ -58,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
         text, fits = dry_run(config, nodes)
         print(text)
         return 0 if fits else 2
-    RunFolder.check(config, args.resume)
+    resume = args.resume == "yes" or (args.resume == "auto" and (config.folder / "config.json").is_file())
+    RunFolder.check(config, resume)
     cluster = find_cluster(args.address)
     check_software(config)
     check_trackers(config.trackers)
@@ -69,7 +72,13 @@ def main(argv: list[str] | None = None) -> int:
     for name, path in config.eval.baselines.items():
         check_model(path, f"eval.baselines.{name}")
     check_prompts(config, model_path(config.model.path))
-    return train(config, args.resume, cluster, args.cluster)
+    return train(config, resume, cluster, args.cluster)
+
+
+def _with_values(argv: Sequence[str]) -> list[str]:
+    """Arguments in which `--resume` takes none but `auto` from what stands after it."""
+    after = [*argv[1:], ""]
+    return [f"{a}=yes" if a == "--resume" and b != "auto" else a for a, b in zip(argv, after, strict=True)]
 
 
 def train(config: "RunConfig", resume: bool = False, cluster: "Cluster | None" = None, cluster_file: str = "") -> int:

@@ -14,36 +14,30 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import ray
 
 from g1_ray.config import RunConfig
-from g1_ray.pipeline.actors import START_TIMEOUT_S, Receipt, StepSummary, hire
+from g1_ray.pipeline.actors import Receipt, StepSummary, hire
 from g1_ray.pipeline.checkup import Checkup, await_parts, get, get_all
-from g1_ray.pipeline.graph import Executor, Failure, Finished, Tick, actor_of, first_line, rollout_graph, train_graph
+from g1_ray.pipeline.graph import Executor, Finished, first_line, rollout_graph, train_graph
+from g1_ray.pipeline.outliving import BrokenOff, Outliving
 from g1_ray.pipeline.parts import Part
 from g1_ray.pipeline.recovery import Recovery
 from g1_ray.pipeline.replay_buffer import books_of
 from g1_ray.runs.run_folder import RunFolder
-from g1_ray.types import Origin, StepReport, Ticket
 
 log = logging.getLogger(__name__)
+STATUS_EVERY_S = 2.0
 TRAIN = -1
 """The lane of the train graph."""
-MAX_FAILURES = 20
-"""Rollout ticks that fail one after the other though nobody has died, before the run gives up."""
 MAX_SKIPPED = 5
 """Steps that are skipped one after the other before the run gives up."""
 FLAT_IN_A_ROW = 64
 """Flat groups one after the other, or those of two steps, before the run says so; again at every doubling."""
 
 
-class BrokenOff(Exception):
-    """What was being done is not gone on with."""
-
-
-class Pipeline:
+class Pipeline(Outliving):
     """One run on the Ray cluster that this process is connected to.
 
     `start` may take minutes, `train` goes on until the steps or the minutes are over or `should_stop` says so, `close`
@@ -56,6 +50,7 @@ class Pipeline:
         self.version = 0
         self.failures = self.skipped = 0
         self._should_stop: Callable[[], bool] = lambda: False
+        self._told_at = 0.0
         self._at_work: dict[int, tuple[Part, Part]] = {}  # lane -> the env worker and the engine of its tick
         self._many_flat = max(FLAT_IN_A_ROW, 2 * config.rollout.groups_per_step)
         self._tell_at = self._many_flat  # flat groups in a row
@@ -95,20 +90,6 @@ class Pipeline:
             part.version = self.version
         log.info("started at step %d", self.version)
 
-    def _publish(self, back: bool = False) -> None:
-        """Hands the learner's policy to the engines, outside of a step; they go `back` to it, if they are ahead."""
-        weights = [learner.weights.remote(None) for learner in self.actors.learners]
-        report = StepReport(self.version, {}, Origin())
-        engines = [part.actor for part in self.recovery.of("engine")] if back else self.actors.engines
-        get_all([engine.load_policy.remote(weights[0], report, back) for engine in engines])
-        get_all(weights[1:])
-
-    def _look(self) -> None:
-        """While something outside of the graphs is waited for. Raises `BrokenOff` where the run is to stop."""
-        self.recovery.look()
-        if self._should_stop():
-            raise BrokenOff("the run is to stop")
-
     # The loop
 
     def train(
@@ -137,6 +118,7 @@ class Pipeline:
                     else:
                         self._after_rollouts(finished, tell)
                 self.recovery.look()
+                self._tell_status()
                 if (lost := self.recovery.lost_learner) is not None:
                     self.rewind(lost, tell)
         except Exception:
@@ -154,6 +136,18 @@ class Pipeline:
         for lane in range(self.config.asynchrony.lanes):
             if lane not in self.executor.ticks and buffer and engines and self.recovery.of("env worker"):
                 self._start_lane(lane)
+
+    def _tell_status(self) -> None:
+        """Who is well, for `g1-ray status`."""
+        if (now := time.time()) - self._told_at < STATUS_EVERY_S:
+            return
+        self._told_at = now
+        parts = [
+            {"name": part.name, "up": part.up, "node": part.place.node if part.place else "", "busy": part.busy,
+             "process": part.place.pid if part.place else 0}
+            for part in self.recovery.parts
+        ]  # fmt: skip
+        self.folder.write_status({"time": now, "step": self.version, "parts": parts, "ticks": len(self.executor.ticks)})
 
     def _start_lane(self, lane: int) -> None:
         """On the env worker and the engine that have least to do."""
@@ -180,40 +174,6 @@ class Pipeline:
             self._after_failure(tick, failure)
         else:
             self.failures = 0
-
-    def _after_failure(self, tick: Tick, failure: Failure) -> None:
-        """Looks for who failed. A group is not blamed for the death of a part."""
-        part = self.recovery.part_of(failure.actor)
-        if part and failure.died:
-            self.recovery.lose(part, failure.line)
-        blame = not failure.died and (part is None or self.recovery.examine(part))
-        log.warning("lane %d: %s", tick.lane, failure.line)
-        self.folder.note(f"a tick of lane {tick.lane} failed: {failure.line}", failure.trace)
-        self.failures += blame
-        if self.failures >= MAX_FAILURES:
-            raise RuntimeError(f"{self.failures} rollout ticks failed one after the other; {failure.line}")
-        if tick.opened is not None:
-            tickets = self._tickets(tick)
-            self._ask_buffer("fail", tickets, failure.line, blame)
-
-    def _tickets(self, tick: Tick) -> list[Ticket]:
-        """What a tick was to make; nothing where the buffer died with it."""
-        try:
-            tickets: list[Ticket] = get(tick.gate, 1.0)
-        except (ray.exceptions.RayError, RuntimeError):
-            return []
-        return tickets
-
-    def _ask_buffer(self, method: str, *arguments: Any) -> Any:
-        """A call of the buffer's, made again where it dies, until it is back."""
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while True:
-            try:
-                return get(getattr(self.actors.buffer, method).remote(*arguments))
-            except ray.exceptions.RayActorError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)
 
     def _tell_of_flat(self, in_a_row: int, tell: Callable[[str], None]) -> None:
         if in_a_row < self._many_flat:
@@ -274,114 +234,8 @@ class Pipeline:
                 except (ray.exceptions.RayError, BrokenOff) as error:
                     self._after_death(what, error)
 
-    def _current(self) -> list[int]:
-        """The engines that are up and hold the policy as it is now."""
-        return [part.index for part in self.recovery.of("engine") if part.version == self.version]
-
-    def _after_death(self, what: str, error: Exception) -> None:
-        """Raises the error where nobody has died of it."""
-        self.folder.note(f"step {self.version}: {what} was broken off: {first_line(error)}")
-        well = [self.recovery.examine(part) for part in self.recovery.parts]
-        if all(well) and not isinstance(error, BrokenOff):
-            raise error
-
-    def _released(self, tick: Tick) -> StepSummary | None:
-        """Of a step that was made though the buffer died before it was booked: that is done now. None: it was not."""
-        failure = tick.failure()
-        ends = self.recovery.part_of(failure.actor)
-        if ends is None or ends.role != "buffer" or failure.call != "release":
-            return None
-        self.recovery.lose(ends, failure.line)
-        step = next(tick.refs[id(node)] for node in tick.calls if node.get_method_name() == "step")
-        summary: StepSummary = self._ask_buffer("release", get(step))
-        return summary
-
-    def _after_failed_step(self, failure: Failure) -> None:
-        """A rank that died is for `rewind`; one that raised, and lives, ends the run."""
-        part = self.recovery.part_of(failure.actor)
-        name = f" on {part.name}" if part else ""
-        self.folder.note(f"step {self.version + 1} failed{name}: {failure.line}", failure.trace)
-        if part and failure.died:
-            self.recovery.lose(part, failure.line)
-        elif part is None or part.role == "learner":
-            if failure.error is None:  # it hangs: it, or another that it waits for
-                assert part is not None
-                self.recovery.lose(part, failure.line)
-            else:
-                raise RuntimeError(f"step {self.version + 1} failed{name}; {failure.line}")
-        else:
-            self.recovery.examine(part)
-
-    def _catch_up(self, tick: Tick, report: StepReport) -> None:
-        """Engines that came back while a step was made get its policy too."""
-        passed = [node.get_method_name() == "load_policy" and tick.passed.get(id(node)) for node in tick.calls]
-        actors = [actor_of(node) for node, good in zip(tick.calls, passed, strict=True) if good]
-        weights = next(
-            ref for node in tick.calls if node.get_method_name() == "weights" for ref in [tick.refs[id(node)]]
-        )
-        for part in self.recovery.of("engine"):
-            if part.actor not in actors:
-                try:
-                    get(part.actor.load_policy.remote(weights, report), look=self.recovery.look)
-                except (ray.exceptions.RayError, RuntimeError, ValueError) as error:
-                    self.recovery.lose(part, f"did not load step {report.version}: {first_line(error)}")
-                    continue
-            part.version = report.version
-
-    def rewind(self, lost: Part, tell: Callable[[str], None] = lambda text: None) -> None:
-        """All ranks start anew from the newest checkpoint, and everybody else goes back to it."""
-        began, learners = time.monotonic(), self.recovery.of("learner", up=False)
-        tell(f"{lost.name} is gone: going back to the newest checkpoint")
-        for part in learners:
-            self.recovery.lose(part, f"ends with {lost.name}")
-        for _ in self.executor.clear():
-            pass
-        self._at_work.clear()
-        for part in self.recovery.parts:
-            part.busy = 0
-        for part in learners:
-            for _ in self.recovery.reborn(part):
-                time.sleep(0.05)
-        self._ask_buffer("pause")
-        checkpoint, told = self.folder.rewind()
-        address = learners[0].actor.address.remote()
-        get_all([part.actor.setup.remote(address) for part in learners], START_TIMEOUT_S)
-        self.version, state = 0, None
-        if checkpoint is not None:
-            self.version, state = get_all([part.actor.load.remote(str(checkpoint)) for part in learners])[0]
-        self._ask_buffer("reopen", state)
-        for part in learners:
-            part.up, part.ping = True, None
-        self._publish(back=True)
-        for part in self.recovery.of("engine"):
-            part.version = self.version
-        self.recovery.forget()
-        self.checkup.forget()
-        self.recovery.counts["learner"] += 1
-        for line in told:
-            self.folder.note(line)
-        self.folder.note(f"goes on from step {self.version} after {time.monotonic() - began:.1f} s")
-
-    def _save_what_was_learned(self) -> None:
-        """Before the run ends with an error, if there is something to save and the learners are well."""
-        made = self.version and not self.folder.checkpoint(self.version).exists()
-        if made and self.recovery.lost_learner is None:
-            try:
-                self.save()
-            except Exception as error:  # noqa: BLE001 - the error that ends the run is the one to be told
-                self.folder.note(f"step {self.version} could not be saved: {first_line(error)}")
-
     def _is_due(self, every: int) -> bool:
         return every > 0 and self.version % every == 0
-
-    def save(self) -> Path:
-        """Writes the checkpoint of this step: every rank takes part, and the buffer's books go with it."""
-        state = self._ask_buffer("snapshot", self.version)
-        path = self.folder.checkpoint(self.version)
-        saving = [learner.save.remote(str(path), state) for learner in self.actors.learners]
-        get_all(saving, look=self.recovery.look)
-        self.folder.prune_checkpoints(self.config.keep_checkpoints)
-        return path
 
     def close(self) -> None:
         """Ends all actors. What is in flight stays so in `books`, and is lost."""

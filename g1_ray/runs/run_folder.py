@@ -5,6 +5,7 @@
     ledger.jsonl                 a line for each group that came to an end, and one for each checkpoint
     trajectories/*.parquet       a row for each turn: g1_ray/runs/trajectories.py
     checkpoints/step-N/          the newest ones
+    status.json                  how its parts are, while it runs
     trace.jsonl, notes.jsonl     when each tick ran; what was out of the ordinary, tracebacks whole
     logs/*.log                   of each process
     report.json                  what it came to
@@ -241,6 +242,10 @@ class RunFolder:
     def note(self, text: str, trace: str = "") -> None:
         """Something out of the ordinary, with the traceback of an error."""
         self._append("notes.jsonl", {"time": time.time(), "note": text} | ({"traceback": trace} if trace else {}))
+
+    def write_status(self, status: Mapping[str, Any]) -> None:
+        """status.json: how the parts are just now (`shapes.Status`)."""
+        write_json(self.path / "status.json", status)
 
     def write_report(self, books: Mapping[str, int], seconds: float, **more: Any) -> dict[str, Any]:
         """report.json: what the run came to. `seconds` is how long it took since it was started or went on.

@@ -51,7 +51,7 @@ class Admitted(Shape):
 class Taken(Shape):
     """A line of ledger.jsonl: a step is going to be trained on these, each with its game and its staleness."""
 
-    taken: list[tuple[int, str, int]]
+    taken: list[Annotated[list[int | str], Field(min_length=3, max_length=3)]]
 
 
 class Released(Shape):
@@ -69,6 +69,25 @@ class Note(Shape):
 
     time: float
     note: str
+
+
+class Alive(Shape):
+    """A part of a run."""
+
+    name: str
+    up: bool
+    node: str
+    process: int
+    busy: int
+
+
+class Status(Shape):
+    """status.json of a run: how its parts are."""
+
+    time: float
+    step: int
+    parts: list[Alive]
+    ticks: int
 
 
 class Named(Shape):

@@ -10,12 +10,13 @@ from folders import small_config
 
 ray = pytest.importorskip("ray")
 
-from g1_ray.pipeline import run  # noqa: E402
+from g1_ray.pipeline import outliving, run  # noqa: E402
 from g1_ray.pipeline.actors import Receipt, StepSummary  # noqa: E402
 from g1_ray.pipeline.graph import Failure, Finished  # noqa: E402
+from g1_ray.pipeline.outliving import MAX_FAILURES  # noqa: E402
 from g1_ray.pipeline.parts import Part  # noqa: E402
 from g1_ray.pipeline.recovery import MAX_DEATHS, Recovery  # noqa: E402
-from g1_ray.pipeline.run import MAX_FAILURES, Pipeline  # noqa: E402
+from g1_ray.pipeline.run import Pipeline  # noqa: E402
 from g1_ray.runs.run_folder import RunFolder  # noqa: E402
 from g1_ray.types import Origin, StepReport  # noqa: E402
 
@@ -41,7 +42,7 @@ class Well(Recovery):
 @pytest.fixture
 def pipeline(tmp_path, monkeypatch):
     """One whose buffer only listens."""
-    monkeypatch.setattr(run, "get", lambda ref, timeout_s=0.0, look=None: ref)
+    monkeypatch.setattr(outliving, "get", lambda ref, timeout_s=0.0, look=None: ref)
     config = small_config(tmp_path)
     made = Pipeline(config, "", RunFolder.open(config))
     made.failed = []
