@@ -4,7 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -17,9 +17,10 @@ def shared_memory(pid: int) -> Iterator[str]:
                 yield name
 
 
-def forget_memory(names: Iterator[str] | set[str]) -> None:
-    """Removes files from /dev/shm."""
-    for name in set(names):
+def forget_memory(names: Iterable[str]) -> None:
+    """Removes files from /dev/shm that no process but this one has mapped."""
+    others = [int(path.name) for path in Path("/proc").glob("[0-9]*") if path.name != str(os.getpid())]
+    for name in set(names) - {name for pid in others for name in shared_memory(pid)}:
         with contextlib.suppress(OSError):
             os.unlink(f"/dev/shm/{name}")
 

@@ -130,6 +130,9 @@ class BufferActor:
         self.folder.mark(step, state["books"]["issued"])
         return state
 
+    async def saved(self, step: int) -> None:
+        self.folder.saved(step)
+
     async def load_state_dict(self, state: dict[str, Any]) -> None:
         self.buffer.load_state_dict(state)
 

@@ -194,5 +194,6 @@ class Outliving:
         path = self.folder.checkpoint(self.version)
         saving = [learner.save.remote(str(path), state) for learner in self.actors.learners]
         get_all(saving, look=self.recovery.look)
+        self._ask_buffer("saved", self.version)
         self.folder.prune_checkpoints(self.config.keep_checkpoints)
         return path

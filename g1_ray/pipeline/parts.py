@@ -79,7 +79,7 @@ def bury(place: Where) -> str:
                 process.kill()
                 process.wait(5)
     if place.memory:
-        forget_memory(set(place.memory) - {name for process in psutil.pids() for name in shared_memory(process)})
+        forget_memory(place.memory)
     return stacks
 
 

@@ -211,6 +211,10 @@ class RunFolder:
         files = len(files_in(self.path / "trajectories"))
         self._append("ledger.jsonl", {"checkpoint": step, "issued": num_issued, "files": files})
 
+    def saved(self, step: int) -> None:
+        """Says in the ledger that the checkpoint of this step is there: a run that lacks it has lost it."""
+        self._append("ledger.jsonl", {"saved": step})
+
     def ledger(self) -> list[Fate]:
         """The fates of all groups that came to an end."""
         return [Fate(**line) for line in self._lines("ledger.jsonl", Entry) if "fate" in line]
@@ -302,7 +306,7 @@ class RunFolder:
         latest, broken = checkpoints.newest(self._checkpoints)
         step = int(latest.name.partition("-")[2]) if latest else 0
         marks = [i for i, line in enumerate(ledger) if line.get("checkpoint") == step]
-        if not latest and (metrics or ledger) and (broken or any("checkpoint" in line for line in ledger)):
+        if not latest and (metrics or ledger) and (broken or any("saved" in line for line in ledger)):
             raise ValueError(self._nothing_intact(broken, metrics))
         if step and not marks:
             raise ValueError(
@@ -316,7 +320,9 @@ class RunFolder:
         files = files_in(self.path / "trajectories")
         known = [line for line in metrics if line["step"] <= step]
         aside = self.path / TAKEN_BACK
-        take_back(self.path / "ledger.jsonl", [*kept, *map(asdict, lost)], ledger[len(kept) :], aside)
+        saved = {"saved": step}
+        gone = [line for line in ledger[len(kept) :] if line != saved]
+        take_back(self.path / "ledger.jsonl", [*kept, *map(asdict, lost), *([saved] if step else [])], gone, aside)
         take_back(self.path / "metrics.jsonl", known, metrics[len(known) :], aside)
         for path in files[mark["files"] :]:
             aside.mkdir(exist_ok=True)

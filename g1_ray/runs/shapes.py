@@ -60,7 +60,13 @@ class Released(Shape):
     released: int
 
 
-Entry = Ended | Mark | Admitted | Taken | Released
+class Saved(Shape):
+    """A line of ledger.jsonl: that checkpoint is there."""
+
+    saved: int
+
+
+Entry = Ended | Mark | Saved | Admitted | Taken | Released
 """A line of ledger.jsonl."""
 
 

@@ -1,4 +1,6 @@
 import asyncio
+import dataclasses
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -7,8 +9,8 @@ import pytest
 from envs import State, Task
 from g1_ray.config import RunConfig
 from g1_ray.learner.samples import batch_of, fault_of_group
-from g1_ray.pipeline.replay_buffer import MAX_ISSUES, POOL, ReplayBuffer
-from g1_ray.types import Completion, Fate, Group, Prompt, Rollout, Ticket, Turn
+from g1_ray.pipeline.replay_buffer import MAX_ISSUES, POOL, RECENT, ReplayBuffer
+from g1_ray.types import Completion, Fate, Group, Prompt, Rollout, Spoiled, Ticket, Turn
 
 TASK = Task.make("2048", reasoning={"size": 3})
 
@@ -325,5 +327,100 @@ def test_the_last_groups_of_a_batch_come_even_where_a_tick_asks_for_more():
         (last,) = await waiting
         await buffer.put([group_of(last)])
         assert len((await buffer.take(0))[0]) == 4
+
+    run(body())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_buffer_that_dies_comes_back_with_its_books_off_the_ledger(seed):
+    """At any moment: what had ended, and what a step is trained on, is known; all else was lost, and is booked."""
+    rng, lines = random.Random(seed), []
+    harness = Harness(max_staleness=2, flat={3, 8, 9}, bad={5})
+    config, dead = harness.buffer.config, harness.buffer
+    keep = lambda fate, group: lines.append(dataclasses.asdict(fate))  # noqa: E731
+    dead._keep, dead._record = keep, lines.append
+
+    async def live():
+        running, version = [], 0
+        for _ in range(rng.randrange(60)):
+            what = rng.random()
+            if what < 0.4 and dead._free >= 2:
+                running += await dead.admit(2)
+            elif what < 0.7 and running:
+                await dead.put([group_of(running.pop(rng.randrange(len(running))))])
+            elif what < 0.8 and running:
+                await dead.fail([running.pop()], "engine died", blame=rng.random() < 0.5)
+            elif len(dead._waiting) >= 4 and not dead._taken:
+                await dead.take(version)
+            elif dead._taken:
+                version += 1
+                await dead.release(version)
+        return version, list(dead._taken)
+
+    version, taken = run(live())
+    before = dict(dead.counts)
+    again = ReplayBuffer(config, lambda group: "", lambda group: False, keep, lines.append)
+    again.recover(list(lines))
+    books, lost = again.books(), again.counts["dropped: lost"]
+    assert books["issued"] == before.get("issued", 0) and again.version == version
+    assert books["trained"] == before.get("trained", 0) and books["quarantined"] == before.get("quarantined", 0)
+    assert books["dropped"] == before.get("dropped", 0) + lost
+    assert books["in_flight"] == len(taken) and set(again._taken) == set(taken)
+    assert books["issued"] == sum(books[name] for name in ("trained", "dropped", "quarantined", "in_flight"))
+    assert lost == dead.in_flight - len(taken)
+    fates = [line["group"] for line in lines if "fate" in line]
+    assert len(fates) == len(set(fates)) == books["issued"] - len(taken)
+
+    async def go_on():
+        await again.release(version + 1)  # the step that was being trained is booked as if nothing had been
+        tickets = await again.admit(4)
+        assert [ticket.group for ticket in tickets] == [books["issued"] + i for i in range(4)]
+        assert again.books()["trained"] == books["trained"] + len(taken)
+
+    run(go_on())
+
+
+def test_a_spoiled_group_is_quarantined_with_its_reason_and_spoils_no_other():
+    harness = Harness(max_staleness=0)
+
+    async def body():
+        first, second, *_ = await harness.buffer.admit(4)
+        assert await harness.buffer.put([Spoiled(first, "observe: ValueError: no such board"), group_of(second)]) == 2
+        assert harness.balanced() and len(harness.buffer._waiting) == 1 and not harness.buffer.spoiled
+
+    run(body())
+    assert [(f.group, f.fate, f.reason) for f in harness.fates] == [
+        (0, "quarantined", "observe: ValueError: no such board")
+    ]
+
+
+def test_of_ten_thousand_groups_a_thousand_bad_ones_are_quarantined_and_no_other():
+    rng = random.Random(0)
+    bad = set(rng.sample(range(10_000), 1_000))
+    harness = Harness(max_staleness=1, bad=bad)
+
+    async def body():
+        version = 0
+        while harness.buffer.counts["issued"] < 10_000:
+            tickets = await harness.buffer.admit(1)
+            await harness.buffer.put([group_of(ticket) for ticket in tickets])
+            if len(harness.buffer._waiting) >= 4:
+                await harness.buffer.take(version)
+                version += 1
+                await harness.buffer.release(version)
+        assert harness.balanced() and not harness.buffer.spoiled
+
+    asyncio.run(asyncio.wait_for(body(), 120))
+    assert {fate.group for fate in harness.fates if fate.fate == "quarantined"} == {n for n in bad if n < 10_000}
+
+
+def test_a_run_is_spoiled_where_most_of_the_last_groups_are():
+    harness = Harness(max_staleness=3, bad=set(range(1000)))
+
+    async def body():
+        for _ in range(RECENT):
+            assert not harness.buffer.spoiled
+            await harness.buffer.put([group_of(ticket) for ticket in await harness.buffer.admit(1)])
+        assert harness.buffer.spoiled == "bad"
 
     run(body())

@@ -1,4 +1,5 @@
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from g1_ray.config import RunConfig
 from g1_ray.models.chat import Chat
 from g1_ray.models.find import MODELS
 from g1_ray.report.explain import explain_answer
+from g1_ray.rollout import env_worker
 from g1_ray.rollout.env_worker import EnvWorker
-from g1_ray.types import Completion, Ticket
+from g1_ray.types import Completion, Spoiled, Ticket
 
 MODEL = str(MODELS / "tiny-base")
 
@@ -191,3 +193,27 @@ def test_an_answer_is_judged_with_what_the_template_has_opened(tmp_path, opens, 
     assert turn.text.startswith(opens) or wrote.startswith("{perception}{think}")
     told = explain_answer(group.start, turn.text, thinks_first=turn.rewards["format"] == 1)
     assert ("form        well formed" in told) is (format == 1)
+
+
+@pytest.mark.parametrize("what", ["raises", "hangs"])
+def test_a_game_that_raises_or_hangs_spoils_its_group_alone(chat, monkeypatch, what):
+    worker = EnvWorker(config(), MODEL)
+    monkeypatch.setattr(env_worker, "GAME_S", 0.5)
+    tickets = [Ticket(number, "2048", number, 0) for number in range(3)]
+    start = worker._start
+
+    def _start(ticket):
+        if ticket.group == 1:
+            while what == "hangs":
+                pass
+            raise ZeroDivisionError("division by zero\nand more")
+        return start(ticket)
+
+    monkeypatch.setattr(worker, "_start", _start)
+    plays = worker.observe(tickets)
+    reason = {"raises": "ZeroDivisionError: division by zero", "hangs": "TimeoutError: no end after 0.5 s"}[what]
+    assert plays[1] == Spoiled(tickets[1], f"start: {reason}") and plays[1].requests == ()
+    answers = [[[completion(chat, good_answer(play.start))] * 3] if play.requests else [] for play in plays]
+    groups = worker.finish(worker.score(plays, answers))
+    assert groups[1] == plays[1] and [len(group.rollouts) for group in (groups[0], groups[2])] == [3, 3]
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0

@@ -43,6 +43,7 @@ def sound(tmp_path_factory):
         folder.log(step, {"2048/reward": 0.5, "loss": 0.1})
         folder.log_fate(Fate(9 + step, "2048", "trained", "", step, 0))
         folder.mark(step, 12)
+        folder.saved(step)
         with published(folder.checkpoint(step)) as beside:
             shutil.copytree(model_path("tiny-base"), beside, dirs_exist_ok=True)
             (beside / "learner").mkdir()

@@ -142,6 +142,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_a_cut_off_line_too(tmp_path):
     for step in (1, 2):
         folder.log(step, {"reward": 1.0})
         folder.mark(step, num_issued=0)
+        folder.saved(step)
         save_checkpoint(folder, step)
     (folder.checkpoint(2) / "model.safetensors").write_bytes(b"wei")
     with (folder.path / "metrics.jsonl").open("a") as file:
@@ -159,6 +160,7 @@ def trained(out, steps=(1, 2)):
         folder.log(step, {"reward": 1.0})
         folder.log_fate(Fate(step, "2048", "trained", "", step, 0))
         folder.mark(step, num_issued=0)
+        folder.saved(step)
         save_checkpoint(folder, step)
     folder.close()
     return folder
@@ -189,7 +191,7 @@ def test_a_broken_checkpoint_is_told_kept_and_an_older_one_taken(tmp_path, caplo
     told = [record.message for record in caplog.records]
     assert "step-2" in told[0] and "it is kept as broken-step-2" in told[0] and "1 steps are taken back" in told[-1]
     assert [line["step"] for line in lines(folder.path / "taken-back" / "metrics.jsonl")] == [2]
-    assert [line.get("group") for line in lines(folder.path / "taken-back" / "ledger.jsonl")] == [2, None]
+    assert [line.get("group") for line in lines(folder.path / "taken-back" / "ledger.jsonl")] == [2, None, None]
 
 
 @pytest.mark.parametrize("steps", [(1,), (1, 2)])
