@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     from g1_ray.runs.shapes import Note, Status
     from g1_ray.tables import aligned, visible
 
-    run = summary_of(folder)
+    run = summary_of(folder) if (folder / "config.json").is_file() else None
     if run is None:
         raise ValueError(f"{folder}: no run there; g1-ray runs lists those of a folder")
     print(f"{folder}: {run.state}, step {run.steps} of {run.planned}, the last one {ago(run.seen)}")

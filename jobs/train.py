@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import shutil
 import signal
 import sys
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from g1_ray.cluster.join import Cluster
     from g1_ray.config import RunConfig
     from g1_ray.evaluation.evaluation import Evaluation
+    from g1_ray.evaluation.job import Entry
     from g1_ray.pipeline.run import Pipeline
     from g1_ray.runs.run_folder import RunFolder
 
@@ -77,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _with_values(argv: Sequence[str]) -> list[str]:
     """Arguments in which `--resume` takes none but `auto` from what stands after it."""
-    after = [*argv[1:], ""]
+    after = [*argv[1:], ""][: len(argv)]
     return [f"{a}=yes" if a == "--resume" and b != "auto" else a for a, b in zip(argv, after, strict=True)]
 
 
@@ -121,7 +123,7 @@ def _run(config: "RunConfig", folder: "RunFolder", checkpoint: Path | None, stop
         if config.eval.runs and not stop.is_set():
             evaluation = open_evaluation(config, folder.path, trained)
             if config.eval.engine in ("", config.engine.kind):
-                answer_here(pipeline, evaluation, trained)
+                answer_here(pipeline, evaluation, trained, stop)
     except Exception as error:
         folder.note(f"failed: {error}", traceback.format_exc())
         raise
@@ -129,7 +131,7 @@ def _run(config: "RunConfig", folder: "RunFolder", checkpoint: Path | None, stop
         pipeline.close()
     if pipeline.version:
         folder.save_curves()
-    results = finish_evaluation(evaluation, config, trained) if evaluation else []
+    results = finish_evaluation(evaluation, config, trained, stop) if evaluation else []
     about = {"training_s": trained_s, "stopped": stop.is_set(), "results": results}
     folder.write_report(pipeline.books, time.monotonic() - begun, **about)
     folder.close()
@@ -164,23 +166,37 @@ def open_evaluation(config: "RunConfig", folder: Path, checkpoint: str) -> "Eval
     entries = entries_of(config, {**config.eval.baselines, config.eval.label: checkpoint})
     protocol = Protocol(config.eval.runs, config.eval.moves, config.eval.seed)
     print(f"evaluating {len(entries)} players, {protocol.runs} runs of {protocol.moves} moves each", flush=True)
-    shutil.rmtree(folder / "eval", ignore_errors=True)  # of an earlier checkpoint
+    its = folder / "eval" / "config.json"
+    if not its.is_file() or json.dumps(checkpoint) not in its.read_text():  # of an earlier checkpoint
+        shutil.rmtree(folder / "eval", ignore_errors=True)
     return Evaluation.open(folder / "eval", entries, protocol)
 
 
-def answer_here(pipeline: "Pipeline", evaluation: "Evaluation", checkpoint: str) -> None:
-    """Has the trained model play on the engines that have it already."""
+def answer_here(pipeline: "Pipeline", evaluation: "Evaluation", checkpoint: str, stop: threading.Event) -> None:
+    """Has the trained model play on the engines that have it already, until it is to stop."""
+    from g1_ray.pipeline.outliving import BrokenOff
     from jobs.evaluate import Show
 
-    with Show(evaluation) as show:
+    with Show(evaluation) as show, contextlib.suppress(BrokenOff):
         for job in evaluation.jobs():
             if job.entries[0].player.what == checkpoint:
                 for news in itertools.chain.from_iterable(pipeline.checkup.answer(job)):
                     show(evaluation.hear(news))
+                    if stop.is_set():
+                        return
 
 
-def finish_evaluation(evaluation: "Evaluation", config: "RunConfig", checkpoint: str) -> list[dict[str, object]]:
-    """Has all others play; the table, in the terminal and in the run folder, and a clip of the trained model's."""
+class Stopped(Exception):
+    """The evaluation is to stop: what was answered is kept, and gone on from."""
+
+
+def finish_evaluation(
+    evaluation: "Evaluation", config: "RunConfig", checkpoint: str, stop: threading.Event
+) -> list[dict[str, object]]:
+    """Has all others play; the table, in the terminal and in the run folder, and a clip of the trained model's.
+
+    No results where it is to stop before that.
+    """
     from g1_ray.evaluation.clips import save_clip
     from g1_ray.evaluation.evaluation import play_all
     from g1_ray.evaluation.moves import file_name
@@ -189,8 +205,17 @@ def finish_evaluation(evaluation: "Evaluation", config: "RunConfig", checkpoint:
     from jobs.evaluate import Show
 
     with Show(evaluation) as show:
-        play_all(evaluation, show, config.eval.timeout_s)
+
+        def tell(entry: "Entry | None") -> None:
+            show(entry)
+            if stop.is_set():
+                raise Stopped
+
+        with contextlib.suppress(Stopped):
+            play_all(evaluation, tell, config.eval.timeout_s)
     evaluation.folder.close()
+    if stop.is_set():
+        return []
     results = evaluation.results()
     rows = results_table(results)
     folder = config.folder / "eval"
