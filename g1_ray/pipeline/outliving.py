@@ -177,6 +177,7 @@ class Outliving:
         self.recovery.counts["learner"] += 1
         for line in told:
             self.folder.note(line)
+        tell(f"goes on from step {self.version}")
         self.folder.note(f"goes on from step {self.version} after {time.monotonic() - began:.1f} s")
 
     def _save_what_was_learned(self) -> None:

@@ -7,12 +7,15 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 from test_pipeline import check_books, config, lines
 
@@ -140,3 +143,46 @@ def test_kills_and_stops_of_random_roles(ray_cluster, tmp_path, kind, ranks):
     assert train(run) == 0
     check(run, reaper)
     assert reaper.until(lambda: not any(map(processes, ROLES)) and not leftovers(before), 30)
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+def test_a_driver_that_is_killed_at_any_moment_is_gone_on_from(tmp_path):
+    """G1_RAY_DRIVER_KILLS times (default 5): no line is missing or there twice, and no more steps are made again than
+    since the newest checkpoint."""
+    rng, before = random.Random(int(os.environ.get("G1_RAY_CHAOS_SEED", "0"))), set(os.listdir("/dev/shm"))
+    run = small(tmp_path, "transformers").model_copy(update={"steps": 100_000, "checkpoint_every": 2})
+    file = tmp_path / "run.json"
+    file.write_text(run.to_json())
+    env = {**os.environ, "RAY_ADDRESS": "", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "jobs", "train", str(file), "--resume", "auto"]
+    reaper = Reaper(run, [])
+    for number in range(int(os.environ.get("G1_RAY_DRIVER_KILLS", "5"))):
+        there = len(reaper.steps())
+        with (tmp_path / f"{number}.log").open("w") as log:
+            driver = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
+        begun = time.time()
+        came = reaper.until(lambda begun=begun: any(step > begun for step in reaper.steps()), 300)
+        assert came and driver.poll() is None, (tmp_path / f"{number}.log").read_text()[-3000:]
+        time.sleep(rng.random() * 8)
+        at, steps = time.time(), len(reaper.steps())
+        driver.kill()
+        driver.wait()
+        again = [line["step"] for line in lines(run.folder, "metrics.jsonl")]
+        print(
+            f"\n{time.strftime('%H:%M:%S')} driver killed at step {steps}, {at - begun:.0f} s after its start", end=""
+        )
+        assert again == list(range(1, len(again) + 1)) and len(again) >= there - run.checkpoint_every
+        assert reaper.until(lambda: not leftovers(before), 60), leftovers(before)  # actors end by themselves
+    last = len(reaper.steps()) + 3
+    assert subprocess.run([*command, f"steps={last}"], env=env, capture_output=True, timeout=600).returncode == 0
+    report = check_books(run.folder)
+    steps = [line["step"] for line in lines(run.folder, "metrics.jsonl")]
+    assert steps == list(range(1, last + 1)) and report["groups"]["quarantined"] == 0
+    fates = Counter(line["group"] for line in lines(run.folder, "ledger.jsonl") if "fate" in line)
+    assert (
+        set(fates.values()) == {1} and sum(fates.values()) == report["groups"]["issued"] - report["groups"]["in_flight"]
+    )
+    rows = pq.read_table(run.folder / "trajectories").to_pylist()
+    places = Counter((row["group"], row["rollout"], row["turn"]) for row in rows)
+    assert set(places.values()) == {1}
