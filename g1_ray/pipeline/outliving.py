@@ -5,7 +5,7 @@ Parts are brought back by `recovery.py`. What is done here is the run's own part
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,25 @@ class Outliving:
     _at_work: dict[int, tuple[Part, Part]]
     _should_stop: Callable[[], bool]
 
-    def _publish(self, back: bool = False) -> None:
-        """Hands the learner's policy to the engines, outside of a step; they go `back` to it, if they are ahead."""
+    def _publish(self) -> None:
+        """Hands the learner's policy to the engines, outside of a step."""
         weights = [learner.weights.remote(None) for learner in self.actors.learners]
         report = StepReport(self.version, {}, Origin())
-        engines = [part.actor for part in self.recovery.of("engine")] if back else self.actors.engines
-        get_all([engine.load_policy.remote(weights[0], report, back) for engine in engines])
+        get_all([engine.load_policy.remote(weights[0], report) for engine in self.actors.engines])
         get_all(weights[1:])
+
+    def _publish_back(self) -> None:
+        """Hands it to those that are up, which may be ahead of it; who does not take it is brought back."""
+        weights = [learner.weights.remote(None) for learner in self.actors.learners]
+        report, engines = StepReport(self.version, {}, Origin()), self.recovery.of("engine")
+        get_all(weights[1:])
+        loading = [(part, part.actor.load_policy.remote(weights[0], report, True)) for part in engines]
+        for part, loaded in loading:
+            part.version = self.version
+            try:
+                get(loaded, look=self.recovery.look)
+            except (ray.exceptions.RayError, RuntimeError) as error:
+                self.recovery.lose(part, f"did not go back to step {self.version}: {first_line(error)}")
 
     def _look(self) -> None:
         """While something outside of the graphs is waited for. Raises `BrokenOff` where the run is to stop."""
@@ -151,11 +163,27 @@ class Outliving:
         tell(f"{lost.name} is gone: going back to the newest checkpoint")
         for part in learners:
             self.recovery.lose(part, f"ends with {lost.name}")
-        for _ in self.executor.clear():
-            pass
+        self.executor.clear()
         self._at_work.clear()
         for part in self.recovery.parts:
             part.busy = 0
+        try:
+            told = self._back_to_the_checkpoint(learners)
+        except ray.exceptions.RayError as error:
+            for part in learners:
+                part.up = True
+            self.recovery.lose(lost, f"died again: {first_line(error)}")  # and so once more, or for too many times
+            return
+        self.recovery.forget()
+        self.checkup.forget()
+        self.recovery.counts["learner"] += 1
+        for line in told:
+            self.folder.note(line)
+        tell(f"goes on from step {self.version}")
+        self.folder.note(f"goes on from step {self.version} after {time.monotonic() - began:.1f} s")
+
+    def _back_to_the_checkpoint(self, learners: Sequence[Part]) -> list[str]:
+        """What there is to tell of the checkpoint."""
         for part in learners:
             for _ in self.recovery.reborn(part):
                 time.sleep(0.05)
@@ -169,16 +197,8 @@ class Outliving:
         self._ask_buffer("reopen", state)
         for part in learners:
             part.up, part.ping = True, None
-        self._publish(back=True)
-        for part in self.recovery.of("engine"):
-            part.version = self.version
-        self.recovery.forget()
-        self.checkup.forget()
-        self.recovery.counts["learner"] += 1
-        for line in told:
-            self.folder.note(line)
-        tell(f"goes on from step {self.version}")
-        self.folder.note(f"goes on from step {self.version} after {time.monotonic() - began:.1f} s")
+        self._publish_back()
+        return told
 
     def _save_what_was_learned(self) -> None:
         """Before the run ends with an error, if there is something to save and the learners are well."""

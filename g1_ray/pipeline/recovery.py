@@ -119,7 +119,10 @@ class Recovery:
                     self.note(f"{part.name}: what it was at", stacks)
             except Exception as error:  # noqa: BLE001 - its node is gone, and with it all that was left
                 log.info("%s was not buried: %s", part.name, first_line(error))
+        deadline = time.monotonic() + START_TIMEOUT_S  # its node may have gone, and another one have to come
         while not part.is_back():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{part.name} was not started anew in {START_TIMEOUT_S:g} s")
             yield None
 
     def _heal(self, part: Part) -> Iterator[Asked]:
