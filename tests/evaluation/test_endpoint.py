@@ -415,6 +415,7 @@ def test_an_older_folder_goes_on_and_other_folders_are_left_alone(tmp_path):
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.slow
 def test_vllms_server_is_played_with_through_bad_days(tmp_path):
     """Every fault comes once in a while; each question is answered once, and the cold start plays as it does here."""
     pytest.importorskip("vllm")

@@ -64,6 +64,7 @@ def test_a_table_of_everyone(ray_cluster, tmp_path, capsys):
     assert "5 of 5 lines of the table are there" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on_to_the_same_table(tmp_path):
     """Killed at a random moment of its playing, twice: the table is that of an undisturbed run, to the letter."""
 

@@ -125,6 +125,7 @@ def check_checkpoint(path: Path) -> None:
     assert (path / "adapter" / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_without_staleness_the_same_config_gives_the_same_curve(ray_cluster, tmp_path):
     curves = []
     for name in ("one", "two"):
