@@ -21,7 +21,8 @@ VARIABLE = "G1_RAY_DEBUG"
 EXTRAS = {
     "train": (
         "ray", "torch", "torchvision", "transformers", "tokenizers", "peft", "pydantic", "safetensors", "pyarrow",
-        "tensorboardX", "tensorboard", "matplotlib", "grpc", "openai", "yaml", "huggingface_hub", "shtab", "fastapi",
+        "tensorboardX", "tensorboard", "matplotlib", "grpc", "openai", "yaml", "huggingface_hub", "shtab", "psutil",
+        "fastapi",
     ),
     "vllm": ("vllm",),
     "wandb": ("wandb",),

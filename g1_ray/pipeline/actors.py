@@ -3,6 +3,7 @@
 import logging
 import socket
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -68,6 +69,13 @@ class StepSummary:
     """Of the buffer, after it, e.g. {"issued": 120, "trained": 96, "in_flight": 24}."""
 
 
+def was_started_anew() -> bool:
+    """Whether Ray has started this actor again, as it had died."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's own code uses what Ray deprecates
+        return bool(ray.get_runtime_context().was_current_actor_reconstructed)
+
+
 class BufferActor:
     """The replay buffer, where batches are made and the ledger and the rollouts are written."""
 
@@ -77,7 +85,7 @@ class BufferActor:
         start_logging("buffer", self.folder.path)
         self.stacks = watched(self.folder.path, "buffer")
         self.buffer = self._made()
-        if ray.get_runtime_context().was_current_actor_reconstructed:
+        if was_started_anew():
             self.buffer.recover(self.folder.ledger_lines(), self.folder.learned())
             log.info("recovered: %s", self.buffer.books())
 

@@ -124,7 +124,7 @@ class Pipeline(Outliving):
         except Exception:
             self._save_what_was_learned()
             raise
-        if self.version and not self.folder.checkpoint(self.version).exists():
+        if not self.folder.checkpoint(self.version).exists():
             self.save()
 
     def _keep_busy(self) -> None:

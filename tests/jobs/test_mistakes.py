@@ -250,6 +250,7 @@ def test_without_extras_a_command_works_or_names_the_extra(tmp_path):  # 31
     need = {
         "evaluate": "--games swap --players uniform", "explain": "2048", "graph": Q, "report": str(tmp_path),
         "export": f"{tmp_path} --to datasets", "coldstart": COLD, "tiny": f"{tmp_path}/tiny", "runs": str(tmp_path),
+            "status": str(tmp_path),
         "completion": "bash", "train": Q, "serve": "tiny-coldstart",
     }  # fmt: skip
     lines = [*work, *(f"{command} {argv}" for command, argv in need.items()), f"train {Q} --dry-run", "doctor"]

@@ -364,7 +364,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path):
         with pytest.raises(ValueError, match="no manifest.json"):
             learner.load(tmp_path / "step-9")
         (tmp_path / "step-0" / "config.json").write_text("{}")
-        with pytest.raises(ValueError, match="config.json is not what was written"):
+        with pytest.raises(ValueError, match="config.json is not of the size that was written"):
             learner.load(tmp_path / "step-0")
 
 
