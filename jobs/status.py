@@ -50,7 +50,7 @@ def numbers(metrics: Mapping[str, Any]) -> str:
     told = []
     if (groups := metrics.get("groups")) and (flat := metrics.get("flat_groups")) is not None:
         told.append(f"{1 - flat / groups:.0%} of the groups differed in reward")
-    for name, text in (("staleness", "staleness {:.1f}"), ("tokens_per_s", "{:,.0f} tokens/s")):
+    for name, text in (("staleness_mean", "staleness {:.1f}"), ("tokens_per_s", "{:,.0f} tokens/s")):
         if metrics.get(name) is not None:
             told.append(text.format(metrics[name]))
     its = {name.removeprefix("groups/"): value for name, value in metrics.items() if name.startswith("groups/")}

@@ -13,7 +13,7 @@ from jobs.train import _with_values
 @pytest.fixture
 def run(tmp_path):
     folder = RunFolder.open(small_config(tmp_path, steps=10))
-    its = {"groups": 8.0, "flat_groups": 6.0, "staleness": 0.5, "tokens_per_s": 1234.0, "groups/in_flight": 3.0}
+    its = {"groups": 8.0, "flat_groups": 6.0, "staleness_mean": 0.5, "tokens_per_s": 1234.0, "groups/in_flight": 3.0}
     folder.log(1, its | {"groups/quarantined": 2.0, "recovered/engine": 1.0})
     parts = [
         {"name": "buffer", "up": True, "node": "b05855e0ba05", "process": 17, "busy": 0},
