@@ -136,7 +136,10 @@ class Outliving:
             if failure.error is None:  # it hangs: it, or another that it waits for
                 assert part is not None
                 self.recovery.lose(part, failure.line)
-            else:
+                return
+            for other in self.recovery.of("learner"):  # one that another has left raises, too, and may be heard first
+                self.recovery.examine(other)
+            if self.recovery.lost_learner is None:
                 raise RuntimeError(f"step {self.version + 1} failed{name}; {failure.line}")
         else:
             self.recovery.examine(part)

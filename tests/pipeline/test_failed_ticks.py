@@ -173,3 +173,13 @@ def test_the_line_of_a_step_is_there_whatever_comes_after_it(pipeline, part):
     before = names[: names.index(part)] if part in names else names
     assert seen == [(1, {"loss": 0.5, "groups/issued": 4.0} | dict.fromkeys(before, 1.0))]
     assert done == [*before, *([part] if part in names else []), "line", *(["save"] if part == "save" else [])]
+
+
+def test_a_rank_that_raises_as_another_has_died_does_not_end_the_run(pipeline):
+    """Gloo's and NCCL's errors on the others may be heard before the death."""
+    gone = Part("learner", 1, "other")
+    pipeline.recovery.parts = [*pipeline.recovery.parts, gone]
+    pipeline.recovery.examine = lambda part: part is gone and pipeline.recovery.lose(part, "died")
+    reset = Failure("step: RuntimeError: Connection reset by peer", "", "learner", RuntimeError("reset"))
+    pipeline._after_step(finished(reset, run.TRAIN), lambda step, metrics: None)
+    assert pipeline.recovery.lost_learner is gone
