@@ -156,9 +156,6 @@ class BufferActor:
         if state:
             self.buffer.load_state_dict(state)
 
-    async def books(self) -> dict[str, int]:
-        return self.buffer.books()
-
     async def close(self) -> dict[str, int]:
         """Lets go whoever waits, and writes out what is kept. The final books."""
         books = await self.buffer.close()

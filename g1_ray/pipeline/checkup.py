@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,13 @@ from g1_ray.evaluation.play import Run, ask_model, play_asked
 from g1_ray.evaluation.players import Model, Opened
 from g1_ray.evaluation.results import result_of
 from g1_ray.pipeline.actors import START_TIMEOUT_S
-from g1_ray.pipeline.graph import Actors
+from g1_ray.pipeline.graph import Actors, first_line
 from g1_ray.types import Completion, Request, Sampling
 
 if TYPE_CHECKING:
     from g1_ray.models.chat import Chat
 
+log = logging.getLogger(__name__)
 CALL_TIMEOUT_S = 600.0
 """Longest wait for a single call outside of the graphs: a checkpoint, a canary, a batch of answers."""
 
@@ -35,7 +37,8 @@ class Checkup:
         self.config, self.model_path, self.actors = config, model_path, actors
         self.look: Callable[[], None] = lambda: None
         """Called now and then while somebody is waited for; what it raises breaks off what is being done."""
-        self._engines = list(range(len(actors.engines)))  # those that are asked
+        self.current: Callable[[], Sequence[int]] = lambda: range(len(actors.engines))
+        """The engines that are up and hold the policy."""
         self._canaries = [Canary(CANARY_TOLERANCE[config.model.dtype]) for _ in actors.engines]
         self.sequences = get(actors.env_workers[0].canaries.remote(), START_TIMEOUT_S)
         self._turn = 0  # single questions go to one engine after the other
@@ -45,14 +48,14 @@ class Checkup:
         """What the last canary found is of a policy that is no more."""
         self._canaries = [Canary(CANARY_TOLERANCE[self.config.model.dtype]) for _ in self.actors.engines]
 
-    def canary(self, version: int, engines: Sequence[int] | None = None) -> dict[str, float]:
-        """Compares engines, by default all, with the learner on fixed sequences, and makes sure that all of them see.
+    def canary(self, version: int) -> dict[str, float]:
+        """Compares every engine with the learner on fixed sequences, and makes sure that all of them see.
 
         Raises `WeightSyncError` where they differ, `BlindError` where a picture makes no difference to one.
         """
         asking = [learner.logprobs.remote(self.sequences) for learner in self.actors.learners]
         learned = get_all(asking, look=self.look)[0]
-        asked = self._engines if engines is None else engines
+        asked = self.current()
         asking = [self.actors.engines[i].logprobs.remote(self.sequences) for i in asked]
         answered = get_all(asking, look=self.look)
         scored = {f"engine {i}": each for i, each in zip(asked, answered, strict=True)}
@@ -60,9 +63,8 @@ class Checkup:
         gaps = [self._canaries[i].check(version, each, learned) for i, each in zip(asked, answered, strict=True)]
         return {"canary_nats": max(gaps)} if gaps else {}
 
-    def evaluate(self, version: int, engines: Sequence[int]) -> dict[str, float]:
-        """What the policy is worth, at temperature 1, by the protocol of the config; some of the engines answer."""
-        self._engines = list(engines)
+    def evaluate(self, version: int) -> dict[str, float]:
+        """What the policy is worth, at temperature 1, by the protocol of the config."""
         config, metrics = self.config.eval, {}
         seeds = range(config.seed, config.seed + config.runs)
         ask = ask_model(self._chat, self._generate, self._sampling)
@@ -85,9 +87,8 @@ class Checkup:
         asks = {p.name: ask_model(self._chat, self._generate, p.sampling) for p in players if isinstance(p, Model)}
         yield from work(job, Opened(lambda player, question: asks[player.name](question)))
 
-    def examine(self, engines: Sequence[int]) -> dict[str, float]:
-        """What the lab finds of the policy, at temperature 1; some of the engines answer."""
-        self._engines = list(engines)
+    def examine(self) -> dict[str, float]:
+        """What the lab finds of the policy, at temperature 1."""
         metrics: dict[str, float] = {}
         for game in self.config.games:
             states = self._lab_states[game.name]
@@ -107,22 +108,36 @@ class Checkup:
         return Chat(self.model_path)
 
     async def _generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Sequence[Completion]]:
-        """Answers outside of training, from all engines together."""
-        engines = [self.actors.engines[i] for i in self._engines]
+        """Answers outside of training, from all engines together; those that are up are asked again where one dies."""
+        deadline = time.monotonic() + self.config.eval.timeout_s
+        while True:
+            try:
+                if engines := [self.actors.engines[i] for i in self.current()]:
+                    return await self._from(engines, requests, sampling, deadline)
+            except ray.exceptions.RayError as error:
+                log.warning("asked again: %s", first_line(error))
+            self._check_time(deadline)
+            await asyncio.sleep(1.0)
+            self.look()  # who has died is found, and brought back
+
+    async def _from(
+        self, engines: Sequence[Any], requests: Sequence[Request], sampling: Sampling, deadline: float
+    ) -> list[Sequence[Completion]]:
         self._turn += 1
         shares = [list(requests[i :: len(engines)]) for i in range(len(engines))]
         asked = [(engines[(i + self._turn) % len(engines)], part) for i, part in enumerate(shares) if part]
         answering = asyncio.gather(*(engine.ask.remote(part, sampling) for engine, part in asked))
-        deadline = time.monotonic() + self.config.eval.timeout_s
         while not (await asyncio.wait([answering], timeout=1.0))[0]:
             self.look()
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"the engines gave no answer in {self.config.eval.timeout_s:g} s")
-        parts = answering.result()
+            self._check_time(deadline)
         answers: list[Any] = [None] * len(requests)
-        for i, part in enumerate(parts):
+        for i, part in enumerate(answering.result()):
             answers[i :: len(engines)] = part
         return answers
+
+    def _check_time(self, deadline: float) -> None:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"the engines gave no answer in {self.config.eval.timeout_s:g} s")
 
 
 def get_all(

@@ -98,6 +98,8 @@ def actor_of(node: ClassMethodNode) -> Any:
     return node.get_other_args_to_resolve()[PARENT_CLASS_NODE_KEY]
 
 
+SETTLE_S = 60.0
+"""Longest wait for a small result that is there, perhaps on another machine."""
 MAY_FAIL = "load_policy"
 """The call that other calls of its tick go on without."""
 
@@ -125,6 +127,10 @@ class Tick:
     def _result(self, argument: object) -> Any:
         return self.refs.get(id(argument), argument) if self.passed.get(id(argument), True) else None
 
+    def named(self, method: str) -> list[ClassMethodNode]:
+        """Its calls of a method, e.g. the steps of all ranks."""
+        return [node for node in self.calls if node.get_method_name() == method]
+
     def begin(self) -> None:
         """Submits the gate."""
         self._submit(self.calls[0])
@@ -144,14 +150,12 @@ class Tick:
         """Goes on after a call that has ended. Raises what it raised; of one that may fail, what its arguments did."""
         node = next(node for node in self.calls if self.refs.get(id(node)) == ref)
         try:
-            ray.get(ref)
+            ray.get(ref, timeout=SETTLE_S)
             self.passed[id(node)] = True
         except Exception:
             if node.get_method_name() != MAY_FAIL:
                 raise
-            for (
-                argument
-            ) in node.get_args():  # an engine's failure is its own only where what it was given is not to blame
+            for argument in node.get_args():  # what the engine was given may be to blame, and not the engine
                 ray.get(self.refs[id(argument)], timeout=1.0)
             self.passed[id(node)] = False
         self._go_on()
@@ -170,8 +174,11 @@ class Tick:
         """What is news of the tick: its gate; then its end, and what may fail on the way."""
         if self.opened is None:
             return [self.gate]
-        risky = [node for node in self.calls if node.get_method_name() in (MAY_FAIL, "step")]
-        open_ = [self.refs[id(node)] for node in risky if id(node) in self.refs and id(node) not in self.passed]
+        open_ = [
+            self.refs[id(node)]
+            for node in self.named("step") + self.named(MAY_FAIL)
+            if id(node) in self.refs and id(node) not in self.passed
+        ]
         return open_ + ([self.last] if self.last is not None else [])
 
     def failure(self, timeout_s: float = 0.1) -> "Failure":

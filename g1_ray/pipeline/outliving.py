@@ -14,7 +14,7 @@ import ray
 from g1_ray.config import RunConfig
 from g1_ray.pipeline.actors import START_TIMEOUT_S, StepSummary
 from g1_ray.pipeline.checkup import Checkup, get, get_all
-from g1_ray.pipeline.graph import Actors, Executor, Failure, Tick, actor_of, first_line
+from g1_ray.pipeline.graph import MAY_FAIL, Actors, Executor, Failure, Tick, actor_of, first_line
 from g1_ray.pipeline.parts import Part
 from g1_ray.pipeline.recovery import Recovery
 from g1_ray.runs.run_folder import RunFolder
@@ -125,32 +125,30 @@ class Outliving:
         summary: StepSummary = self._ask_buffer("release", get(step))
         return summary
 
-    def _after_failed_step(self, failure: Failure) -> None:
-        """A rank that died is for `rewind`; one that raised, and lives, ends the run."""
+    def _after_failed_step(self, tick: Tick, failure: Failure) -> None:
+        """Who died, or gave no answer in all that time, is brought back; what somebody raised who lives ends the run.
+
+        A step that was made, and did not get any further, is made again from the checkpoint.
+        """
         part = self.recovery.part_of(failure.actor)
         name = f" on {part.name}" if part else ""
         self.folder.note(f"step {self.version + 1} failed{name}: {failure.line}", failure.trace)
-        if part and failure.died:
+        if part and (failure.died or failure.error is None):
             self.recovery.lose(part, failure.line)
-        elif part is None or part.role == "learner":
-            if failure.error is None:  # it hangs: it, or another that it waits for
-                assert part is not None
-                self.recovery.lose(part, failure.line)
-                return
-            for other in self.recovery.of("learner"):  # one that another has left raises, too, and may be heard first
-                self.recovery.examine(other)
-            if self.recovery.lost_learner is None:
-                raise RuntimeError(f"step {self.version + 1} failed{name}; {failure.line}")
-        else:
-            self.recovery.examine(part)
+        elif all([self.recovery.examine(other) for other in self.recovery.parts if other.up]):
+            # Nobody has died: of a rank that another has left, too, the error may be heard before that.
+            raise RuntimeError(f"step {self.version + 1} failed{name}; {failure.line}")
+        steps = [node for node in tick.calls if node.get_method_name() == "step"]
+        if any(tick.passed.get(id(node)) for node in steps):
+            self.recovery.lose(self.recovery.of("learner", up=False)[0], "is ahead by a step that went no further")
 
     def _catch_up(self, tick: Tick, report: StepReport) -> None:
         """Engines that came back while a step was made get its policy too."""
-        passed = [node.get_method_name() == "load_policy" and tick.passed.get(id(node)) for node in tick.calls]
-        actors = [actor_of(node) for node, good in zip(tick.calls, passed, strict=True) if good]
-        weights = next(
-            ref for node in tick.calls if node.get_method_name() == "weights" for ref in [tick.refs[id(node)]]
-        )
+        calls = {
+            name: [node for node in tick.calls if node.get_method_name() == name] for name in ("weights", MAY_FAIL)
+        }
+        actors = [actor_of(node) for node in calls[MAY_FAIL] if tick.passed.get(id(node))]
+        weights = tick.refs[id(calls["weights"][0])]
         for part in self.recovery.of("engine"):
             if part.actor not in actors:
                 try:

@@ -170,6 +170,6 @@ class Part:
         return True
 
     def lost(self) -> None:
-        """Books its death, and ends whatever of it is still there."""
+        """Books its death."""
         self.up, self.ping, self.down_at = False, None, time.monotonic()
         self.deaths += 1

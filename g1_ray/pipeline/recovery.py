@@ -5,7 +5,7 @@
     engine        its ticks are made again elsewhere; it starts, is given the policy as it is now, and is compared
     learner       all ranks start anew from the newest checkpoint (`Pipeline.rewind`); engines go back with them
 
-A part that dies `MAX_DEATHS` times with no step made in between ends the run.
+A part that dies more than `MAX_DEATHS` times with no step made in between ends the run.
 """
 
 import logging

@@ -85,7 +85,7 @@ class Pipeline(Outliving):
         hang_s = self.config.asynchrony.hang_s
         about = self.config.model.dtype, hang_s, self.checkup.sequences, self.folder.note
         self.recovery = Recovery(actors, self.crew.parts(), *about)
-        self.checkup.look = self._look
+        self.checkup.look, self.checkup.current = self._look, self._current
         for part in self.recovery.of("engine"):
             part.version = self.version
         log.info("started at step %d", self.version)
@@ -194,7 +194,7 @@ class Pipeline(Outliving):
         summary: StepSummary | None = self._released(finished.tick) if finished.failure else finished.result
         if summary is None:
             assert finished.failure, "a step that went well has a summary"
-            self._after_failed_step(finished.failure)
+            self._after_failed_step(finished.tick, finished.failure)
             return
         report, origin = summary.report, summary.report.origin
         if report.skipped:
@@ -224,9 +224,9 @@ class Pipeline(Outliving):
     def _check_up(self, metrics: dict[str, float]) -> None:
         """Adds canary, evaluation and lab, where they are due; what a death breaks off is left out."""
         for every, what, check in (
-            (self.config.canary_every, "the canary", lambda: self.checkup.canary(self.version, self._current())),
-            (self.config.eval.every, "the evaluation", lambda: self.checkup.evaluate(self.version, self._current())),
-            (self.config.eval.lab_every, "the lab", lambda: self.checkup.examine(self._current())),
+            (self.config.canary_every, "the canary", lambda: self.checkup.canary(self.version)),
+            (self.config.eval.every, "the evaluation", lambda: self.checkup.evaluate(self.version)),
+            (self.config.eval.lab_every, "the lab", self.checkup.examine),
         ):
             if self._is_due(every):
                 try:

@@ -118,14 +118,17 @@ def leftovers(before: set[str]) -> list[str]:
     return [name for name in set(os.listdir("/dev/shm")) - before if not name.startswith(("plasma", "sem."))]
 
 
-def test_a_run_outlives_the_death_of_each_of_its_parts(ray_cluster, tmp_path):
-    before = set(os.listdir("/dev/shm"))
-    run = small(tmp_path, "transformers")
-    reaper = Reaper(run, [(role, signal.SIGKILL) for role in ("env worker", "engine", "buffer", "learner")])
+def outlives(run: RunConfig, kills: list[tuple[str, signal.Signals]], seed: int = 0) -> None:
+    before, reaper = set(os.listdir("/dev/shm")), Reaper(run, kills, seed)
     reaper.start()
     assert train(run) == 0
     check(run, reaper)
     assert reaper.until(lambda: not any(map(processes, ROLES)) and not leftovers(before), 30)
+
+
+def test_a_run_outlives_the_death_of_each_of_its_parts(ray_cluster, tmp_path):
+    roles = ("env worker", "engine", "buffer", "learner")
+    outlives(small(tmp_path, "transformers"), [(role, signal.SIGKILL) for role in roles])
 
 
 @pytest.mark.slow
@@ -133,16 +136,11 @@ def test_a_run_outlives_the_death_of_each_of_its_parts(ray_cluster, tmp_path):
 @pytest.mark.parametrize("kind, ranks", [("transformers", 1), ("vllm", 1), ("transformers", 2)])
 def test_kills_and_stops_of_random_roles(ray_cluster, tmp_path, kind, ranks):
     """One in six a SIGSTOP."""
-    before, seed = set(os.listdir("/dev/shm")), int(os.environ.get("G1_RAY_CHAOS_SEED", "0"))
+    seed = int(os.environ.get("G1_RAY_CHAOS_SEED", "0"))
     rng, roles = random.Random(seed), [role for role in ROLES if role != "core" or kind == "vllm"]
     drawn = [rng.choice(roles) for _ in range(int(os.environ.get("G1_RAY_KILLS", "20")))]
     kills = [(role, signal.SIGSTOP if rng.random() < 1 / 6 else signal.SIGKILL) for role in drawn]
-    run = small(tmp_path, kind, num_ranks=ranks)
-    reaper = Reaper(run, kills, seed)
-    reaper.start()
-    assert train(run) == 0
-    check(run, reaper)
-    assert reaper.until(lambda: not any(map(processes, ROLES)) and not leftovers(before), 30)
+    outlives(small(tmp_path, kind, num_ranks=ranks), kills, seed)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """What the driver does with a tick of a rollout lane that failed: told whole, made again, and not for ever."""
 
+import asyncio
 import json
 import traceback
 from dataclasses import replace
@@ -12,6 +13,7 @@ ray = pytest.importorskip("ray")
 
 from g1_ray.pipeline import outliving, run  # noqa: E402
 from g1_ray.pipeline.actors import Receipt, StepSummary  # noqa: E402
+from g1_ray.pipeline.checkup import Checkup  # noqa: E402
 from g1_ray.pipeline.graph import Failure, Finished  # noqa: E402
 from g1_ray.pipeline.outliving import MAX_FAILURES  # noqa: E402
 from g1_ray.pipeline.parts import Part  # noqa: E402
@@ -183,3 +185,43 @@ def test_a_rank_that_raises_as_another_has_died_does_not_end_the_run(pipeline):
     reset = Failure("step: RuntimeError: Connection reset by peer", "", "learner", RuntimeError("reset"))
     pipeline._after_step(finished(reset, run.TRAIN), lambda step, metrics: None)
     assert pipeline.recovery.lost_learner is gone
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_part_that_raises_in_a_step_ends_the_run_and_one_that_is_silent_is_brought_back(pipeline, answers):
+    """Whoever it is: a buffer whose batch can't be made would raise for ever."""
+    told = Failure("take: ValueError: no batch", "", "buffer", ValueError("no batch") if answers else None)
+    if answers:
+        with pytest.raises(RuntimeError, match="step 1 failed on buffer; take: ValueError: no batch"):
+            pipeline._after_step(finished(told, run.TRAIN), lambda step, metrics: None)
+    else:
+        pipeline._after_step(finished(told, run.TRAIN), lambda step, metrics: None)
+    assert bool(pipeline.recovery.of("buffer")) is answers
+
+
+def test_a_step_that_was_made_and_got_no_further_is_made_again_from_the_checkpoint(pipeline):
+    silent = finished(Failure("load_policy gave no answer", "", "engine"), run.TRAIN)
+    node = SimpleNamespace(get_method_name=lambda: "step")
+    silent.tick.calls, silent.tick.passed = [node], {id(node): True}
+    pipeline._after_step(silent, lambda step, metrics: None)
+    assert pipeline.recovery.lost_learner is not None and not pipeline.recovery.of("engine")
+
+
+def test_a_question_is_put_again_to_those_that_are_up(pipeline, monkeypatch):
+    asked = []
+
+    def engine(number):
+        async def ask(requests, sampling):
+            asked.append((number, len(requests)))
+            if number == 0 and len(asked) < 3:
+                raise ray.exceptions.ActorDiedError()
+            return [(number, request) for request in requests]
+
+        return SimpleNamespace(ask=SimpleNamespace(remote=ask))
+
+    checkup = Checkup.__new__(Checkup)
+    checkup.config, checkup._turn, up = pipeline.config, 0, [0, 1]
+    checkup.actors = SimpleNamespace(engines=[engine(0), engine(1)])
+    checkup.current, checkup.look = lambda: up, lambda: up.remove(0) if 0 in up else None
+    assert asyncio.run(checkup._generate([10, 11, 12], None)) == [(1, 10), (1, 11), (1, 12)]
+    assert asked[-1] == (1, 3)
