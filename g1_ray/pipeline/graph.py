@@ -174,12 +174,9 @@ class Tick:
         """What is news of the tick: its gate; then its end, and what may fail on the way."""
         if self.opened is None:
             return [self.gate]
-        open_ = [
-            self.refs[id(node)]
-            for node in self.named("step") + self.named(MAY_FAIL)
-            if id(node) in self.refs and id(node) not in self.passed
-        ]
-        return open_ + ([self.last] if self.last is not None else [])
+        calls = [*self.named("step"), *self.named(MAY_FAIL)]
+        news = [self.refs[id(node)] for node in calls if id(node) in self.refs and id(node) not in self.passed]
+        return news + ([self.last] if self.last is not None else [])
 
     def failure(self, timeout_s: float = 0.1) -> "Failure":
         """Of the first call that raised, or else of the first that has not ended: where to look."""

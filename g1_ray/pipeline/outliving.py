@@ -121,7 +121,7 @@ class Outliving:
         if ends is None or ends.role != "buffer" or failure.call != "release":
             return None
         self.recovery.lose(ends, failure.line)
-        step = next(tick.refs[id(node)] for node in tick.calls if node.get_method_name() == "step")
+        step = tick.refs[id(tick.named("step")[0])]
         summary: StepSummary = self._ask_buffer("release", get(step))
         return summary
 
@@ -138,17 +138,13 @@ class Outliving:
         elif all([self.recovery.examine(other) for other in self.recovery.parts if other.up]):
             # Nobody has died: of a rank that another has left, too, the error may be heard before that.
             raise RuntimeError(f"step {self.version + 1} failed{name}; {failure.line}")
-        steps = [node for node in tick.calls if node.get_method_name() == "step"]
-        if any(tick.passed.get(id(node)) for node in steps):
+        if any(tick.passed.get(id(node)) for node in tick.named("step")):
             self.recovery.lose(self.recovery.of("learner", up=False)[0], "is ahead by a step that went no further")
 
     def _catch_up(self, tick: Tick, report: StepReport) -> None:
         """Engines that came back while a step was made get its policy too."""
-        calls = {
-            name: [node for node in tick.calls if node.get_method_name() == name] for name in ("weights", MAY_FAIL)
-        }
-        actors = [actor_of(node) for node in calls[MAY_FAIL] if tick.passed.get(id(node))]
-        weights = tick.refs[id(calls["weights"][0])]
+        actors = [actor_of(node) for node in tick.named(MAY_FAIL) if tick.passed.get(id(node))]
+        weights = tick.refs[id(tick.named("weights")[0])]
         for part in self.recovery.of("engine"):
             if part.actor not in actors:
                 try:

@@ -56,7 +56,9 @@ def pipeline(tmp_path, monkeypatch):
 
 
 def finished(failure, lane=2, result=None):
-    tick = SimpleNamespace(lane=lane, gate="tickets", started=1.0, opened=2.0, calls=[], failure=lambda: failure)
+    tick = SimpleNamespace(
+        lane=lane, gate="tickets", started=1.0, opened=2.0, named=lambda name: [], failure=lambda: failure
+    )
     return Finished(tick, result, failure, 3.0)
 
 
@@ -201,8 +203,8 @@ def test_a_part_that_raises_in_a_step_ends_the_run_and_one_that_is_silent_is_bro
 
 def test_a_step_that_was_made_and_got_no_further_is_made_again_from_the_checkpoint(pipeline):
     silent = finished(Failure("load_policy gave no answer", "", "engine"), run.TRAIN)
-    node = SimpleNamespace(get_method_name=lambda: "step")
-    silent.tick.calls, silent.tick.passed = [node], {id(node): True}
+    node = object()
+    silent.tick.named, silent.tick.passed = lambda name: [node], {id(node): True}
     pipeline._after_step(silent, lambda step, metrics: None)
     assert pipeline.recovery.lost_learner is not None and not pipeline.recovery.of("engine")
 
