@@ -78,7 +78,7 @@ def templates() -> Templates:
 
 
 def _line(process: "subprocess.Popen[bytes]", seconds: float) -> bytes:
-    """The next line that a process writes. Raises `TimeoutError`, or `EOFError` where it has ended."""
+    """The next line that a process writes. Raises `TimeoutError`, or `BrokenPipeError` where it has ended."""
     assert process.stdout
     deadline, line = time.monotonic() + seconds, bytearray()
     with selectors.DefaultSelector() as selector:
