@@ -288,6 +288,11 @@ class RunConfig(Section):
     name: str = Field(pattern=NAME, description="its folder is <out>/<name>")
     out: Folder = Field("runs", min_length=1, validate_default=True, description="folder that run folders are made in")
     seed: int = Field(0, ge=0, description="what every random draw derives from")
+    deterministic: bool = Field(
+        False,
+        description="the same weights every time, bit by bit, whatever dies on the way; engines answer one group at a "
+        "time; with max_staleness = 0 and transformers engines",
+    )
     steps: int = Field(400, ge=1, description="optimizer steps")
     minutes: float = Field(0.0, ge=0, description="stop after so many minutes of training, steps left or not; 0: never")
     checkpoint_every: int = Field(50, ge=0, description="steps; 0: only at the end")
@@ -328,6 +333,16 @@ class RunConfig(Section):
             raise ValueError(
                 f"rollout.max_tokens = {self.rollout.max_tokens} leaves no room for a prompt; "
                 f"engine.max_model_len = {self.engine.max_model_len} has to be larger"
+            )
+        if self.deterministic and self.asynchrony.max_staleness:
+            raise ValueError(
+                f"deterministic with asynchrony.max_staleness = {self.asynchrony.max_staleness}: how far rollouts run "
+                "ahead depends on who is faster; give asynchrony.max_staleness = 0"
+            )
+        if self.deterministic and self.engine.kind != "transformers":
+            raise ValueError(
+                f"deterministic with engine.kind = {self.engine.kind}: what it decodes together, and with that how "
+                "sums are rounded, depends on who is faster; give engine.kind = transformers"
             )
         if self.asynchrony.groups_per_tick > self.capacity:
             raise ValueError(

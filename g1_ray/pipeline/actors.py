@@ -1,6 +1,8 @@
 """The parts as Ray actors: thin shells around the plain classes, and where they are placed."""
 
+import asyncio
 import logging
+import os
 import socket
 import time
 import warnings
@@ -67,6 +69,15 @@ class StepSummary:
     """With the metrics of the batch, the step and the weight sync together."""
     books: dict[str, int]
     """Of the buffer, after it, e.g. {"issued": 120, "trained": 96, "in_flight": 24}."""
+
+
+def be_exact(config: RunConfig) -> None:
+    """Where a run is deterministic, PyTorch has to be in this process: it refuses what it can't do so."""
+    if config.deterministic:
+        import torch
+
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what PyTorch asks for, before CUDA is there
+        torch.use_deterministic_algorithms(True)
 
 
 def was_started_anew() -> bool:
@@ -183,6 +194,7 @@ class LearnerActor:
 
         start_logging(f"learner-{rank}", config.folder)
         self.stacks = watched(config.folder, f"learner-{rank}")
+        be_exact(config)
         self.learner = Learner(config, rank, config.learner.num_ranks)
         self.adapter_alone = published_adapter(config) is not None
 
@@ -234,6 +246,8 @@ class EngineActor:
         start_logging(f"engine-{index}", config.folder)
         self.stacks = watched(config.folder, f"engine-{index}")
         self.up = False
+        be_exact(config)
+        self.alone = asyncio.Lock() if config.deterministic else None
         self.engine = engine_of_run(config, model_path)
 
     async def start(self) -> None:
@@ -247,7 +261,16 @@ class EngineActor:
         return where(self.stacks)
 
     async def generate(self, groups: Sequence[OpenGroup | Spoiled]) -> list[list[tuple[Completion, ...]]]:
-        """The answers to every group's requests; all of them are in flight at once."""
+        """The answers to every group's requests; all of them are in flight at once.
+
+        In a deterministic run one group's alone, as how sums are rounded depends on what is decoded together.
+        """
+        if self.alone is None:
+            return await self._answers(groups)
+        async with self.alone:
+            return [answers for group in groups for answers in await self._answers([group])]
+
+    async def _answers(self, groups: Sequence[OpenGroup | Spoiled]) -> list[list[tuple[Completion, ...]]]:
         requests = [request for group in groups for request in group.requests]
         answers = iter(await self.engine.generate(requests) if requests else [])
         return [[next(answers) for _ in group.requests] for group in groups]

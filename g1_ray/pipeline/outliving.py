@@ -40,6 +40,7 @@ class Outliving:
     checkup: Checkup
     version: int
     failures: int
+    _backs: int
     _at_work: dict[int, tuple[Part, Part]]
     _should_stop: Callable[[], bool]
 
@@ -153,6 +154,13 @@ class Outliving:
                     self.recovery.lose(part, f"did not load step {report.version}: {first_line(error)}")
                     continue
             part.version = report.version
+
+    def _undo_what_was_lost(self) -> None:
+        """A buffer that is back has lost what was in flight: a deterministic run goes back with it."""
+        backs = self.recovery.counts["buffer"]
+        if self.config.deterministic and backs > self._backs:
+            self.recovery.lose(self.recovery.of("learner", up=False)[0], "goes back with the buffer")
+        self._backs = backs
 
     def rewind(self, lost: Part, tell: Callable[[str], None] = lambda text: None) -> None:
         """All ranks start anew from the newest checkpoint, and everybody else goes back to it."""

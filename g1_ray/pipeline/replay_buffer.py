@@ -7,7 +7,8 @@ What holds at any moment, and is tested:
 - groups that are running, waiting or taken never exceed the run's capacity (`RunConfig.capacity`), and a taken group
   gives its slot back only once the engines hold the weights made from it (after AReaL, arXiv 2505.24298, section 5.1);
 - a group is trained on at most once, and never when its oldest token is more than max_staleness steps old;
-- with max_staleness 0 what a batch is made of depends on the run's seed alone, not on who was faster;
+- with max_staleness 0 what a batch is made of depends on the run's seed alone, not on who was faster, and nothing is in
+  flight between two steps: a run that goes on from a checkpoint draws what it would have drawn;
 - what is kept is bounded, however long no group comes that can be trained on.
 
 A plain asyncio class: it becomes an actor where the graphs are composed.
@@ -67,6 +68,8 @@ class ReplayBuffer:
         self.flat_in_a_row = 0
         """Groups that came since the last one that was not flat."""
         self._faults: deque[str] = deque(maxlen=RECENT)
+        self._ahead = config.asynchrony.max_staleness > 0
+        self._wanted = False  # whether somebody waits for a batch
         self.curriculum = Curriculum(config)
         self._changed = asyncio.Condition()
         self._closed = False
@@ -77,11 +80,10 @@ class ReplayBuffer:
         """The next tickets, once there are slots for all of them; none once the buffer is closed.
 
         Fewer where nothing is running any more, as then no other slots will come free: a batch may lack just a few.
+        With max_staleness 0 not before the batch that they are for is asked for.
         """
         async with self._changed:
-            await self._changed.wait_for(
-                lambda: self._closed or self._suspected or self._free >= (num_groups if self._active else 1)
-            )
+            await self._changed.wait_for(lambda: self._lets_in(num_groups))
             if self._closed:
                 return []
             if self._suspected:
@@ -89,6 +91,13 @@ class ReplayBuffer:
             tickets = [self._issue() for _ in range(min(num_groups, self._free))]
             self._record({"admitted": self.counts["issued"]})
             return tickets
+
+    def _lets_in(self, num_groups: int) -> bool:
+        if self._closed:
+            return True
+        if not self._ahead and not self._wanted:
+            return False
+        return self._suspected or self._free >= (num_groups if self._active else 1)
 
     @property
     def spoiled(self) -> str:
@@ -195,6 +204,8 @@ class ReplayBuffer:
             for ticket, group, staleness in self._taken.values():  # of a step that came to nothing
                 self._end(ticket, "dropped", "lost", group, staleness)
             self._taken.clear()
+            self._wanted = True
+            self._changed.notify_all()
             while not self._closed:
                 self._drop_stale(version)
                 if len(self._waiting) >= num_groups:
@@ -207,6 +218,7 @@ class ReplayBuffer:
             self._taken = {g.ticket.group: (g.ticket, g, version - g.min_version) for g in groups}
             its = [[number, ticket.game, staleness] for number, (ticket, _, staleness) in self._taken.items()]
             self._record({"taken": its, "version": version})
+            self._wanted = False
             flat, self._flat = [group for _, group in sorted(self._flat)], []
             forgotten, self._forgotten = dict(self._forgotten), Counter()
             self.curriculum.learn([*groups, *flat], version)
@@ -267,8 +279,8 @@ class ReplayBuffer:
         books = dict(state["books"])
         lost = books.pop("in_flight")
         self.counts = Counter(books)
-        self.counts["dropped"] += lost
-        self.counts["dropped: lost"] += lost
+        if lost:
+            self.counts.update({"dropped": lost, "dropped: lost": lost})
         # Checkpoints of before there was a curriculum have visited states only.
         older = {"version": state["version"], "visited": state.get("visited", {}), "known": {}, "records": []}
         self.curriculum.load_state_dict(state.get("curriculum", older))

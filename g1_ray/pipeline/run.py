@@ -48,7 +48,7 @@ class Pipeline(Outliving):
     def __init__(self, config: RunConfig, model_path: str, folder: RunFolder) -> None:
         self.config, self.model_path, self.folder = config, model_path, folder
         self.version = 0
-        self.failures = self.skipped = 0
+        self.failures = self.skipped = self._backs = 0
         self._should_stop: Callable[[], bool] = lambda: False
         self._told_at = 0.0
         self._at_work: dict[int, tuple[Part, Part]] = {}  # lane -> the env worker and the engine of its tick
@@ -118,6 +118,7 @@ class Pipeline(Outliving):
                     else:
                         self._after_rollouts(finished, tell)
                 self.recovery.look()
+                self._undo_what_was_lost()
                 self._tell_status()
                 if (lost := self.recovery.lost_learner) is not None:
                     self.rewind(lost, tell)

@@ -6,7 +6,6 @@ import signal
 import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from g1_ray.config import EvalConfig, RewardConfig, RunConfig
@@ -79,8 +78,8 @@ def test_an_asynchronous_run_with_vllm_adds_up_overlaps_and_resumes(ray_cluster,
     check_results(folder, report)
     check_checkpoint(folder / "checkpoints" / "step-4")
 
-    again = config(tmp_path, "run", 6, "vllm", staleness=1, lora=4, temperature=0.9)
-    assert train(again, resume=True) == 0
+    again = config(tmp_path, "run", 6, "transformers", staleness=1, lora=4, temperature=0.9)
+    assert train(again, resume=True) == 0  # with the other engine: all but the model and the seed may change
     report = check_books(folder)
     assert report["groups"]["trained"] == 6 * 6 and report["steps"] == 6
     assert [line["step"] for line in lines(folder, "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
@@ -123,23 +122,6 @@ def check_checkpoint(path: Path) -> None:
     ]
     assert max(moved) > 1e-5  # four steps of 1e-4, the adapter merged
     assert (path / "adapter" / "adapter_model.safetensors").exists()
-
-
-@pytest.mark.slow
-def test_without_staleness_the_same_config_gives_the_same_curve(ray_cluster, tmp_path):
-    curves = []
-    for name in ("one", "two"):
-        run = config(tmp_path, name, 2, "transformers", staleness=0, lora=4)
-        run = run.model_copy(update={"eval": run.eval.model_copy(update={"runs": 0, "every": 0})})
-        assert train(run) == 0
-        check_books(run.folder)
-        metrics = lines(run.folder, "metrics.jsonl")
-        assert all(line["staleness_max"] == 0 for line in metrics)
-        timed = ("time", "canary_nats")
-        curves.append([{k: v for k, v in line.items() if k not in timed and not k.endswith("_s")} for line in metrics])
-    for one, two in zip(*curves, strict=True):
-        assert one.keys() == two.keys()
-        np.testing.assert_allclose(list(one.values()), list(two.values()), rtol=2e-3, atol=1e-4)
 
 
 def test_a_run_of_flat_groups_ends_in_time_and_by_a_signal_and_goes_on(ray_cluster, tmp_path, capsys):

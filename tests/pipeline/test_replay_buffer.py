@@ -1,5 +1,6 @@
 import asyncio
 import dataclasses
+import json
 import random
 from dataclasses import replace
 
@@ -33,12 +34,15 @@ def group_of(ticket: Ticket, version: int | None = None) -> Group:
 
 
 class Harness:
-    def __init__(self, max_staleness: int = 1, flat: set[int] | None = None, bad: set[int] | None = None, **game):
+    def __init__(
+        self, max_staleness: int = 1, flat: set[int] | None = None, curriculum=None, bad: set[int] | None = None, **game
+    ):
         config = RunConfig(
             name="t",
             model={"path": "m"},
             games=[{"game": "2048", "reasoning": {"size": 3}, **game}],
             rollout={"groups_per_step": 4, "group_size": 2},
+            curriculum=curriculum or {},
             asynchrony={"max_staleness": max_staleness},
         )
         self.fates: list[Fate] = []
@@ -48,6 +52,12 @@ class Harness:
             lambda group: group.ticket.group in (flat or set()),
             lambda fate, group: self.fates.append(fate),
         )
+
+    async def wanted(self, version: int = 0) -> asyncio.Future:
+        """Somebody asks for a batch; without staleness nothing is admitted before."""
+        batch = asyncio.ensure_future(self.buffer.take(version))
+        await asyncio.sleep(0)
+        return batch
 
     def balanced(self) -> bool:
         books = self.buffer.books()
@@ -118,6 +128,7 @@ def test_failed_groups_are_issued_again_even_when_every_slot_is_taken():
     harness = Harness(max_staleness=0)
 
     async def body():
+        await harness.wanted()
         tickets = await harness.buffer.admit(4)
         await harness.buffer.fail(tickets[1:3], "x", blame=False)
         again = await harness.buffer.admit(2)
@@ -157,11 +168,12 @@ def test_flat_and_bad_groups_give_their_slots_back_at_once():
     buffer = harness.buffer
 
     async def body():
+        batch = await harness.wanted()
         await buffer.put([group_of(t) for t in await buffer.admit(4)])
         more = await buffer.admit(2)
         assert [t.group for t in more] == [4, 5]
         await buffer.put([group_of(t) for t in more])
-        assert [g.ticket.group for g in (await buffer.take(0))[0]] == [0, 3, 4, 5]
+        assert [g.ticket.group for g in (await batch)[0]] == [0, 3, 4, 5]
 
     run(body())
     assert harness.balanced()
@@ -198,13 +210,14 @@ def test_what_is_kept_of_flat_groups_is_bounded_and_does_not_depend_on_their_ord
     buffer = harness.buffer
 
     async def body():
+        batch = await harness.wanted()
         for _ in range(num // 4):
             await buffer.put([group_of(ticket) for ticket in (await buffer.admit(4))[::step]])
             assert len(buffer._flat) <= POOL
         assert buffer.flat_in_a_row == num
         await buffer.put([group_of(ticket) for ticket in await buffer.admit(4)])
         assert buffer.flat_in_a_row == 0
-        return await buffer.take(0)
+        return await batch
 
     groups, flat, forgotten = run(body())
     assert [group.ticket.group for group in flat] == list(range(num - POOL, num))
@@ -222,13 +235,14 @@ def test_without_staleness_a_batch_does_not_depend_on_who_was_faster():
 
         async def body():
             for version in range(3):
+                batch = await harness.wanted(version)
                 waiting = await buffer.admit(4)
                 while waiting:
                     pick = waiting.pop(order[version] % len(waiting))
                     await buffer.put([group_of(pick)])
                     if pick.group in (1, 6):
                         waiting += await buffer.admit(1)
-                groups, _, _ = await buffer.take(version)
+                groups, _, _ = await batch
                 batches.append([(g.ticket.group, g.ticket.seed, g.ticket.state) for g in groups])
                 await buffer.release(version + 1)
 
@@ -238,6 +252,42 @@ def test_without_staleness_a_batch_does_not_depend_on_who_was_faster():
     first = taken([0, 0, 0])
     assert first == taken([3, 1, 2])
     assert any(state is not None for batch in first for _, _, state in batch)  # visited states came into it
+
+
+@pytest.mark.parametrize("kind", ["weights", "learnability"])
+def test_without_staleness_a_run_that_goes_on_draws_what_it_would_have_drawn(kind: str):
+    """Nothing is in flight between two steps, however eager the lanes are."""
+
+    def differing(ticket: Ticket) -> Group:
+        group = group_of(ticket)
+        (turn,) = group.rollouts[0].turns
+        return replace(group, rollouts=(group.rollouts[0], Rollout((replace(turn, reward=ticket.seed % 3),))))
+
+    async def steps(harness: Harness, first: int, last: int) -> list[list[tuple]]:
+        buffer, drawn = harness.buffer, []
+        for version in range(first, last):
+            eager = asyncio.ensure_future(buffer.admit(4))
+            await asyncio.sleep(0)
+            assert not eager.done() and buffer.in_flight == 0
+            batch = await harness.wanted(version)
+            tickets = await eager
+            while tickets:
+                drawn.append([(t.group, t.seed, t.source, t.state) for t in tickets])
+                await buffer.put([differing(t) for t in tickets])
+                tickets = [] if batch.done() or len(buffer._waiting) == 4 else await buffer.admit(1)
+            await batch
+            await buffer.release(version + 1)
+        return drawn
+
+    def made() -> Harness:
+        return Harness(0, {1, 9}, {"kind": kind}, states={"policy": 0.5, "random_walk": 0.5})
+
+    whole, first, second = made(), made(), made()
+    drawn = run(steps(whole, 0, 8))
+    again = run(steps(first, 0, 3))
+    second.buffer.load_state_dict(json.loads(json.dumps(first.buffer.state_dict())))
+    assert again + run(steps(second, 3, 8)) == drawn
+    assert whole.buffer.state_dict() == second.buffer.state_dict()
 
 
 def test_a_state_that_no_answer_changed_is_not_visited_again():
@@ -251,11 +301,12 @@ def test_a_state_that_no_answer_changed_is_not_visited_again():
         return replace(group, rollouts=tuple(Rollout((turn,)) for turn in turns))
 
     async def body():
+        batch = await harness.wanted()
         tickets = await harness.buffer.admit(4)
         # 0 and 1 are flat; 0 and 2 left their states as they were.
         await harness.buffer.put([unmoved(t) if t.group in (0, 2) else group_of(t) for t in tickets])
         await harness.buffer.put([group_of(t) for t in await harness.buffer.admit(2)])
-        await harness.buffer.take(0)
+        await batch
         await harness.buffer.release(1)
         return harness.buffer.state_dict()["curriculum"]["visited"]["2048"]
 
@@ -273,7 +324,7 @@ def test_ratios_divide_the_groups_among_the_games():
         model={"path": "m"},
         games=[{"game": "2048", "ratio": 3}, {"game": "swap", "ratio": 1}],
         rollout={"groups_per_step": 400},
-        asynchrony={"max_staleness": 0},
+        asynchrony={"max_staleness": 1},
     )
     buffer = ReplayBuffer(config, lambda g: "", lambda g: False, lambda f, g: None)
     tickets = run(buffer.admit(400))
@@ -304,8 +355,9 @@ def test_closing_wakes_everybody():
     harness = Harness(max_staleness=0)
 
     async def body():
+        batch = await harness.wanted()
         await harness.buffer.admit(4)
-        waiting = [asyncio.ensure_future(harness.buffer.admit(1)), asyncio.ensure_future(harness.buffer.take(0))]
+        waiting = [asyncio.ensure_future(harness.buffer.admit(1)), batch]
         await asyncio.sleep(0)
         await harness.buffer.close()
         assert await asyncio.gather(*waiting) == [[], ([], [], {})]
@@ -318,6 +370,7 @@ def test_the_last_groups_of_a_batch_come_even_where_a_tick_asks_for_more():
     buffer = harness.buffer
 
     async def body():
+        batch = await harness.wanted()
         first, second = await buffer.admit(2), await buffer.admit(2)
         waiting = asyncio.ensure_future(buffer.admit(2))
         await buffer.put([group_of(t) for t in first])  # one of them is flat, so one slot is free
@@ -326,7 +379,7 @@ def test_the_last_groups_of_a_batch_come_even_where_a_tick_asks_for_more():
         await buffer.put([group_of(t) for t in second])
         (last,) = await waiting
         await buffer.put([group_of(last)])
-        assert len((await buffer.take(0))[0]) == 4
+        assert len((await batch)[0]) == 4
 
     run(body())
 
@@ -384,6 +437,7 @@ def test_a_spoiled_group_is_quarantined_with_its_reason_and_spoils_no_other():
     harness = Harness(max_staleness=0)
 
     async def body():
+        await harness.wanted()
         first, second, *_ = await harness.buffer.admit(4)
         assert await harness.buffer.put([Spoiled(first, "observe: ValueError: no such board"), group_of(second)]) == 2
         assert harness.balanced() and len(harness.buffer._waiting) == 1 and not harness.buffer.spoiled
