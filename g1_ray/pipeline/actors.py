@@ -23,7 +23,7 @@ from g1_ray.engines.weight_sync import SyncReport, pack_weights
 from g1_ray.learner.samples import batch_of, fault_of_group, is_flat
 from g1_ray.logs import start_logging
 from g1_ray.pipeline.graph import Actors
-from g1_ray.pipeline.parts import Part, Where, watched, where
+from g1_ray.pipeline.parts import Part, Where, waits, watched, where
 from g1_ray.pipeline.replay_buffer import ReplayBuffer
 from g1_ray.rollout.env_worker import EnvWorker
 from g1_ray.runs.run_folder import RunFolder
@@ -115,6 +115,9 @@ class BufferActor:
 
     async def alive(self) -> Where:
         return where(self.stacks)
+
+    async def waits(self) -> str:
+        return waits()
 
     async def admit(self, num_groups: int) -> list[Ticket]:
         return await self.buffer.admit(num_groups)
@@ -259,6 +262,9 @@ class EngineActor:
         if self.up:
             await self.engine.alive()
         return where(self.stacks)
+
+    async def waits(self) -> str:
+        return waits()
 
     async def generate(self, groups: Sequence[OpenGroup | Spoiled]) -> list[list[tuple[Completion, ...]]]:
         """The answers to every group's requests; all of them are in flight at once.

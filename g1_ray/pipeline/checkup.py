@@ -4,7 +4,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -54,10 +54,10 @@ class Checkup:
         Raises `WeightSyncError` where they differ, `BlindError` where a picture makes no difference to one.
         """
         asking = [learner.logprobs.remote(self.sequences) for learner in self.actors.learners]
-        learned = get_all(asking, look=self.look)[0]
+        learned = get_all(asking, look=self.look, who=named("learner", range(len(asking)), "logprobs"))[0]
         asked = self.current()
         asking = [self.actors.engines[i].logprobs.remote(self.sequences) for i in asked]
-        answered = get_all(asking, look=self.look)
+        answered = get_all(asking, look=self.look, who=named("engine", asked, "logprobs"))
         scored = {f"engine {i}": each for i, each in zip(asked, answered, strict=True)}
         check_sight(version, [game.name for game in self.config.games], {"the learner": learned, **scored})
         gaps = [self._canaries[i].check(version, each, learned) for i, each in zip(asked, answered, strict=True)]
@@ -140,11 +140,23 @@ class Checkup:
             raise RuntimeError(f"the engines gave no answer in {self.config.eval.timeout_s:g} s")
 
 
+def named(role: str, which: Iterable[int], call: str) -> list[str]:
+    """E.g. ["learner 0: save", "learner 1: save"]."""
+    return [f"{role} {index}: {call}" for index in which]
+
+
+class NoAnswer(RuntimeError):
+    """A call outside of the graphs came to no end in time."""
+
+
 def get_all(
-    refs: Sequence[ray.ObjectRef], timeout_s: float = CALL_TIMEOUT_S, look: Callable[[], None] | None = None
+    refs: Sequence[ray.ObjectRef],
+    timeout_s: float = CALL_TIMEOUT_S,
+    look: Callable[[], None] | None = None,
+    who: Sequence[str] = (),
 ) -> list[Any]:
-    """The results of actor calls, each waited for so long."""
-    return [get(ref, timeout_s, look) for ref in refs]
+    """The results of actor calls, each waited for so long; `who` says whose they are, e.g. "learner 0: save"."""
+    return [get(ref, timeout_s, look, who[i] if who else "") for i, ref in enumerate(refs)]
 
 
 def await_parts(
@@ -170,10 +182,12 @@ def await_parts(
         left = [ref for ref in left if ref not in up]
 
 
-def get(ref: ray.ObjectRef, timeout_s: float = CALL_TIMEOUT_S, look: Callable[[], None] | None = None) -> Any:
+def get(
+    ref: ray.ObjectRef, timeout_s: float = CALL_TIMEOUT_S, look: Callable[[], None] | None = None, who: str = ""
+) -> Any:
     """The result of an actor call; `look` is called while it is waited for, and ends the wait if it raises.
 
-    Raises `RuntimeError` where there is none in time, `ValueError` as the call did.
+    Raises `NoAnswer` that says `who` gave none in time, `ValueError` as the call did.
     """
     deadline = time.monotonic() + timeout_s
     while look and time.monotonic() < deadline and not ray.wait([ref], timeout=1.0, fetch_local=False)[0]:
@@ -181,7 +195,7 @@ def get(ref: ray.ObjectRef, timeout_s: float = CALL_TIMEOUT_S, look: Callable[[]
     try:
         return ray.get(ref, timeout=max(0.0, deadline - time.monotonic()))
     except ray.exceptions.GetTimeoutError:
-        raise RuntimeError(f"no answer after {timeout_s:g} s") from None
+        raise NoAnswer(f"{who + ': ' if who else ''}no answer after {timeout_s:g} s") from None
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ValueError):  # what the user gave
             raise error.cause from None

@@ -25,8 +25,9 @@ Only `admit` and `take` wait for something outside of their tick. They are gates
 once its gate has let it through, so nothing that waits is ever queued before something that could wake it, and a
 tick's deadline counts from the moment it has something to do.
 
-An engine that fails in `load_policy` does not fail the step: what waits for it is submitted once all engines are
-through, with None for those that failed.
+What waits for a `step` is submitted once that is over: a call whose arguments are not there yet would keep those after
+it from being sent to the same rank, and nobody could ask it whether it is alive. An engine that fails in `load_policy`
+does not fail the step: what waits for it is submitted once all engines are through, with None for those that failed.
 
 The graphs are Ray DAGs. Ray's own executors are not used: `DAGNode.execute` is deprecated, and a compiled graph dies
 with any of its actors and allows one graph an actor. Ours submits the bound nodes as plain actor calls that pass
@@ -36,7 +37,7 @@ object references from actor to actor.
 import contextlib
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -102,6 +103,8 @@ SETTLE_S = 60.0
 """Longest wait for a small result that is there, perhaps on another machine."""
 MAY_FAIL = "load_policy"
 """The call that other calls of its tick go on without."""
+AWAITED = ("step", MAY_FAIL)
+"""Calls that have to be over before what waits for them is submitted."""
 
 
 @dataclass
@@ -117,7 +120,7 @@ class Tick:
     opened: float | None = None
     """Unix time, s: when its gate let it through."""
     passed: dict[int, bool] = field(default_factory=dict)
-    """Of calls that may fail and are over, by the node's `id`: whether they did not."""
+    """Of `AWAITED` calls that are over, by the node's `id`: whether they went well."""
 
     def _submit(self, node: ClassMethodNode) -> None:
         arguments = [self.value if isinstance(a, InputNode) else self._result(a) for a in node.get_args()]
@@ -142,12 +145,19 @@ class Tick:
 
     def _go_on(self) -> None:
         for node in self.calls[1:]:
-            risky = [a for a in node.get_args() if isinstance(a, ClassMethodNode) and a.get_method_name() == MAY_FAIL]
-            if id(node) not in self.refs and all(id(argument) in self.passed for argument in risky):
+            if id(node) not in self.refs and all(map(self._may_be_waited_for, node.get_args())):
                 self._submit(node)
 
+    def _may_be_waited_for(self, argument: object) -> bool:
+        if not isinstance(argument, ClassMethodNode):
+            return True
+        return id(argument) in (self.passed if argument.get_method_name() in AWAITED else self.refs)
+
     def settle(self, ref: ray.ObjectRef) -> None:
-        """Goes on after a call that has ended. Raises what it raised; of one that may fail, what its arguments did."""
+        """Goes on after an awaited call has ended.
+
+        Raises what it raised; of one that may fail, what its arguments did.
+        """
         node = next(node for node in self.calls if self.refs.get(id(node)) == ref)
         try:
             ray.get(ref, timeout=SETTLE_S)
@@ -174,24 +184,28 @@ class Tick:
         """What is news of the tick: its gate; then its end, and what may fail on the way."""
         if self.opened is None:
             return [self.gate]
-        calls = [*self.named("step"), *self.named(MAY_FAIL)]
+        calls = [node for method in AWAITED for node in self.named(method)]
         news = [self.refs[id(node)] for node in calls if id(node) in self.refs and id(node) not in self.passed]
         return news + ([self.last] if self.last is not None else [])
 
     def failure(self, timeout_s: float = 0.1) -> "Failure":
         """Of the first call that raised, or else of the first that has not ended: where to look."""
-        silent = None
+        silent: list[ClassMethodNode] = []
         for node in self.calls:
             name, actor, ref = node.get_method_name(), actor_of(node), self.refs.get(id(node))
             if ref is None or not ray.wait([ref], timeout=timeout_s)[0]:
-                silent = silent or Failure(f"{name} gave no answer", actor=actor)
+                waits_for = [self.refs[id(a)] for a in node.get_args() if id(a) in self.refs]
+                silent += [node] if ref is not None and over(waits_for) else []
             elif name != MAY_FAIL:
                 try:
                     ray.get(ref, timeout=timeout_s)
                 except Exception as error:  # noqa: BLE001 - whatever it was, it is what is to be told
                     trace = "".join(traceback.format_exception(error))
                     return Failure(f"{name}: {first_line(error)}", trace, actor, error)
-        return silent or Failure("no call failed")
+        if not silent:
+            return Failure("no call failed")
+        line, actors = f"{silent[0].get_method_name()} gave no answer", tuple(map(actor_of, silent))
+        return Failure(line, actor=actors[0], silent=actors)
 
     def cancel(self) -> None:
         """Takes back the calls that are being answered: an engine gives up what it was asked for.
@@ -230,11 +244,13 @@ class Failure:
     """Whose call it was."""
     error: BaseException | None = None
     """What the call raised; None where it gave no answer."""
+    silent: tuple[Any, ...] = ()
+    """Everybody who was asked and gave no answer, where nothing was raised: ranks wait for each other."""
 
     @property
     def call(self) -> str:
         """E.g. "generate"."""
-        return self.line.partition(":")[0].removesuffix(" gave no answer")
+        return self.line.partition(":")[0].removesuffix(" gave no answer").rpartition("; ")[2]
 
     @property
     def died(self) -> bool:
@@ -258,6 +274,8 @@ class Executor:
 
     def __init__(self, tick_timeout_s: float) -> None:
         self.tick_timeout_s = tick_timeout_s
+        self.who_hangs: Callable[[Failure], Any] = lambda failure: failure.actor
+        """The actor to blame for a tick that came to no end; asked before its calls are taken back."""
         self.ticks: dict[int, Tick] = {}
 
     def start(self, lane: int, output: DAGNode, value: Any) -> None:
@@ -285,9 +303,8 @@ class Executor:
         for tick in list(self.ticks.values()):
             if tick.opened is not None and now - tick.opened > self.tick_timeout_s:
                 failure = tick.failure()
-                finished.append(
-                    self._drop(tick, replace(failure, line=f"no end after {self.tick_timeout_s:g} s; {failure.line}"))
-                )
+                failure = replace(failure, line=f"no end after {self.tick_timeout_s:g} s; {failure.line}")
+                finished.append(self._drop(tick, replace(failure, actor=self.who_hangs(failure))))
         return finished
 
     def _hear(self, tick: Tick, ref: ray.ObjectRef) -> Finished | None:

@@ -13,7 +13,7 @@ import ray
 
 from g1_ray.config import RunConfig
 from g1_ray.pipeline.actors import START_TIMEOUT_S, StepSummary
-from g1_ray.pipeline.checkup import Checkup, get, get_all
+from g1_ray.pipeline.checkup import Checkup, get, get_all, named
 from g1_ray.pipeline.graph import MAY_FAIL, Actors, Executor, Failure, Tick, actor_of, first_line
 from g1_ray.pipeline.parts import Part
 from g1_ray.pipeline.recovery import Recovery
@@ -73,7 +73,8 @@ class Outliving:
     def _after_failure(self, tick: Tick, failure: Failure) -> None:
         """Looks for who failed. A group is not blamed for the death of a part."""
         part = self.recovery.part_of(failure.actor)
-        if part and failure.died:
+        hangs = part and failure.error is None and part.answered < (tick.opened or 0.0)
+        if part and (failure.died or hangs):  # one that answers others is slow, or asked too much
             self.recovery.lose(part, failure.line)
         blame = not failure.died and (part is None or self.recovery.examine(part))
         log.warning("lane %d: %s", tick.lane, failure.line)
@@ -84,6 +85,12 @@ class Outliving:
         if tick.opened is not None:
             tickets = self._tickets(tick)
             self._ask_buffer("fail", tickets, failure.line, blame)
+
+    def _who_hangs(self, failure: Failure) -> Any:
+        """The actor to blame where some give no answer; what they are at is noted."""
+        silent = [part for part in map(self.recovery.part_of, failure.silent) if part and part.up]
+        part = self.recovery.name(silent, failure.line)
+        return part.actor if part else failure.actor
 
     def _tickets(self, tick: Tick) -> list[Ticket]:
         """What a tick was to make; nothing where the buffer died with it."""
@@ -98,7 +105,7 @@ class Outliving:
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
             try:
-                return get(getattr(self.actors.buffer, method).remote(*arguments))
+                return get(getattr(self.actors.buffer, method).remote(*arguments), who=f"buffer: {method}")
             except ray.exceptions.RayActorError:
                 if time.monotonic() > deadline:
                     raise
@@ -219,7 +226,7 @@ class Outliving:
         state = self._ask_buffer("snapshot", self.version)
         path = self.folder.checkpoint(self.version)
         saving = [learner.save.remote(str(path), state) for learner in self.actors.learners]
-        get_all(saving, look=self.recovery.look)
+        get_all(saving, look=self.recovery.look, who=named("learner", range(len(saving)), "save"))
         self._ask_buffer("saved", self.version)
         self.folder.prune_checkpoints(self.config.keep_checkpoints)
         return path

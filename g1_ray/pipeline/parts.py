@@ -6,6 +6,8 @@ taken for hung: its stack is noted, its processes are killed, and Ray starts its
 
 import contextlib
 import faulthandler
+import gc
+import inspect
 import os
 import signal
 import time
@@ -71,7 +73,7 @@ def bury(place: Where) -> str:
 
     Returns the stacks of the process, if it was there to write them.
     """
-    stacks = _stacks(place)
+    stacks = stacks_of(place)
     for pid, created in ((place.pid, place.created), *place.children):
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(pid)
@@ -83,7 +85,8 @@ def bury(place: Where) -> str:
     return stacks
 
 
-def _stacks(place: Where) -> str:
+def stacks_of(place: Where) -> str:
+    """What the threads of a process on this machine are at, the innermost call first; '' where it can't tell."""
     path = Path(place.stacks)
     with contextlib.suppress(OSError, psutil.Error):
         before = path.stat().st_size
@@ -97,19 +100,35 @@ def _stacks(place: Where) -> str:
     return ""
 
 
-def burying(place: Where) -> Callable[[], str | None]:
-    """Has a part buried on its own machine, and says what `bury` returned, None as long as that is not over.
+def there(act: Callable[[Where], str], place: Where) -> Callable[[], str | None]:
+    """Has something done about a part on its own machine; what it returned, None as long as that is not over.
 
     Raises what that raised, e.g. that the machine is gone.
     """
     if place.node == ray.get_runtime_context().get_node_id():
         pool = ThreadPoolExecutor(1)
-        future = pool.submit(bury, place)
+        future = pool.submit(act, place)
         pool.shutdown(wait=False)
         return lambda: future.result() if future.done() else None
-    there = NodeAffinitySchedulingStrategy(place.node, soft=False)
-    task = ray.remote(bury).options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(place)
+    its = NodeAffinitySchedulingStrategy(place.node, soft=False)
+    task = ray.remote(act).options(num_cpus=0, max_retries=0, scheduling_strategy=its).remote(place)
     return lambda: ray.get(task) if ray.wait([task], timeout=0)[0] else None
+
+
+def waits() -> str:
+    """What the coroutines of this process wait for, the innermost call last."""
+    begun = [thing for thing in gc.get_objects() if inspect.iscoroutine(thing) and thing.cr_frame is not None]
+    inner = {id(coroutine.cr_await) for coroutine in begun}
+    told = []
+    for coroutine in begun:  # not those of asyncio's tasks: Ray's own wrapping hides what is in it
+        if id(coroutine) in inner:
+            continue
+        told.append("Coroutine:")
+        link: Any = coroutine
+        while inspect.iscoroutine(link) and (frame := link.cr_frame):
+            told.append(f'  File "{frame.f_code.co_filename}", line {frame.f_lineno} in {frame.f_code.co_name}')
+            link = link.cr_await
+    return "\n".join(told)
 
 
 @dataclass
@@ -129,14 +148,23 @@ class Part:
     """Since the last step."""
     busy: int = 0
     """Ticks that it has to do with."""
+    answered: float = 0.0
+    """When one of them came to a good end last, Unix time, s."""
     version: int = 0
     """Of an engine: the policy that it holds."""
     down_at: float = 0.0
+    burial: Callable[[], str | None] | None = None
+    """Of one that has died, where that is under way already."""
 
     @property
     def name(self) -> str:
         """E.g. "engine 1"."""
         return self.role if self.role == "buffer" else f"{self.role} {self.index}"
+
+    @property
+    def whereabouts(self) -> str:
+        """E.g. " on node 615a8795, process 29166"; '' where that is not known."""
+        return f" on node {self.place.node[:8]}, process {self.place.pid}" if self.place else ""
 
     def look(self, hang_s: float) -> str:
         """What is wrong with it: '' for nothing. Asks, now and then, whether it is alive; never waits."""

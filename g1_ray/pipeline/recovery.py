@@ -19,15 +19,25 @@ import ray
 from g1_ray.engines.weight_sync import CANARY_TOLERANCE, Canary
 from g1_ray.pipeline.actors import START_TIMEOUT_S
 from g1_ray.pipeline.graph import Actors, first_line
-from g1_ray.pipeline.parts import Part, burying
+from g1_ray.pipeline.parts import Part, bury, stacks_of, there
 from g1_ray.types import Ints, Prompt
 
 log = logging.getLogger(__name__)
 MAX_DEATHS = 5
 BURIAL_S = 30.0
 """Longest wait for what is left of a part to be removed; its node may be gone with it."""
+COLLECTIVE, INNERMOST = "torch/distributed/", 6
+"""Where a rank waits for the others, among so many lines of a thread's stack."""
+STACKS_S = 4.0
+"""Longest wait for what parts are at."""
 Asked: TypeAlias = Any
 """What a healing waits for: a call, or None for a look a little later."""
+
+
+def waits_for_others(stacks: str) -> bool:
+    """Whether a rank is in a collective: one of its threads, in the innermost calls."""
+    threads = stacks.split("Thread ")
+    return any(COLLECTIVE in call for thread in threads for call in thread.splitlines()[:INNERMOST])
 
 
 class Recovery:
@@ -64,6 +74,36 @@ class Recovery:
         for name in list(self._healing):
             self._go_on(name)
 
+    def name(self, parts: Sequence[Part], what: str) -> Part | None:
+        """Notes what those who give no answer are at, and returns who hangs: of ranks the one that waits for no other.
+
+        None where there is nobody. It takes `STACKS_S` at most.
+        """
+        at = self._stacks(parts)
+        for part in parts:
+            self.note(f"{part.name}{part.whereabouts}: {what}", at[part.name])
+        hang = (part for part in parts if not waits_for_others(at[part.name]))
+        return next(hang, parts[0] if parts else None)
+
+    def _stacks(self, parts: Sequence[Part]) -> dict[str, str]:
+        """By their names: what their threads are at, and what their coroutines wait for."""
+        asked = {part.name: there(stacks_of, part.place) for part in parts if part.place}
+        loops = {part.name: part.actor.waits.remote() for part in parts if part.role in ("buffer", "engine")}
+        told, deadline = {part.name: "" for part in parts}, time.monotonic() + STACKS_S
+        for name, stacks in asked.items():
+            try:
+                while (its := stacks()) is None and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                told[name] += its or ""
+            except Exception as error:  # noqa: BLE001 - its node is gone
+                log.info("no stacks of %s: %s", name, first_line(error))
+        for name, loop in loops.items():
+            try:
+                told[name] += ray.get(loop, timeout=max(0.0, deadline - time.monotonic()))
+            except Exception as error:  # noqa: BLE001 - its loop stands still: its threads tell
+                log.info("no coroutines of %s: %s", name, first_line(error))
+        return told
+
     def examine(self, part: Part, patience_s: float = 5.0) -> bool:
         """Asks a part that seems to be ill whether it is alive, and waits for that; whether it is."""
         if not part.up:
@@ -82,14 +122,13 @@ class Recovery:
         if not part.up:
             return
         part.lost()
-        where = f" on node {part.place.node[:8]}, process {part.place.pid}" if part.place else ""
+        who = f"{part.name}{part.whereabouts}"
         if part.deaths > MAX_DEATHS:
-            raise RuntimeError(f"{part.name}{where} {why}; that was {part.deaths} times without a step in between")
-        log.warning("%s%s %s", part.name, where, why)
-        self.note(f"{part.name}{where} {why}", "")
+            raise RuntimeError(f"{who} {why}; that was {part.deaths} times without a step in between")
+        log.warning("%s %s", who, why)
+        self.note(f"{who} {why}", "")
         if part.role == "learner":
-            if part.place:
-                burying(part.place)  # so that nobody waits for it
+            part.burial = there(bury, part.place) if part.place else None  # so that nobody waits for it
         else:
             self._healing[part.name] = part, self._heal(part), None, time.monotonic()
 
@@ -112,13 +151,14 @@ class Recovery:
         """Ends what is left of a part, and waits for its actor to be there again."""
         if part.place is not None:
             try:
-                buried, deadline = burying(part.place), time.monotonic() + BURIAL_S
+                buried, deadline = part.burial or there(bury, part.place), time.monotonic() + BURIAL_S
                 while (stacks := buried()) is None and time.monotonic() < deadline:
                     yield None
                 if stacks:
                     self.note(f"{part.name}: what it was at", stacks)
             except Exception as error:  # noqa: BLE001 - its node is gone, and with it all that was left
                 log.info("%s was not buried: %s", part.name, first_line(error))
+            part.burial = None
         deadline = time.monotonic() + START_TIMEOUT_S  # its node may have gone, and another one have to come
         while not part.is_back():
             if time.monotonic() > deadline:

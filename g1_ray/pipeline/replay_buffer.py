@@ -29,7 +29,9 @@ from g1_ray.seeds import seed_of
 from g1_ray.types import Fate, Group, Spoiled, Ticket
 
 MAX_ISSUES = 3
-"""Times a group is tried before it is given up and quarantined."""
+"""Times a group fails before it is given up and quarantined."""
+MAX_DEATHS = 10
+"""Times a part dies with a group before that is given up all the same: a game can end its process."""
 POOL = 1024
 """Flat groups kept for the next batch."""
 RECENT = 64
@@ -107,8 +109,11 @@ class ReplayBuffer:
 
     @property
     def _suspected(self) -> bool:
-        """Whether the next group has failed before: it is tried alone, so that it fails no others again."""
-        return bool(self._again) and self._blamed[self._again[0].group] > 0
+        """Whether the next group has failed before, or a part died with it twice.
+
+        It is tried alone, so that it fails no others again.
+        """
+        return bool(self._again) and (self._blamed[self._again[0].group] > 0 or self._again[0].incarnation > 0)
 
     @property
     def _active(self) -> int:
@@ -174,7 +179,7 @@ class ReplayBuffer:
     async def fail(self, tickets: Sequence[Ticket], reason: str, blame: bool = True) -> None:
         """Groups that came to nothing: they are issued again, or given up after `MAX_ISSUES` times.
 
-        Without `blame` it was a part that died, and not one of these times.
+        Without `blame` it was a part that died, which may be chance: not one of these times, but of `MAX_DEATHS`.
         """
         async with self._changed:
             for ticket in tickets:
@@ -182,7 +187,7 @@ class ReplayBuffer:
                 if current is None or current.incarnation != ticket.incarnation or current in self._again:
                     continue
                 self._blamed[ticket.group] += blame
-                if self._blamed[ticket.group] >= MAX_ISSUES:
+                if self._blamed[ticket.group] >= MAX_ISSUES or ticket.incarnation + 1 >= MAX_DEATHS:
                     del self._running[ticket.group]
                     self._end(ticket, "quarantined", reason, None)
                 else:

@@ -19,7 +19,7 @@ import ray
 
 from g1_ray.config import RunConfig
 from g1_ray.pipeline.actors import Receipt, StepSummary, hire
-from g1_ray.pipeline.checkup import Checkup, await_parts, get, get_all
+from g1_ray.pipeline.checkup import Checkup, NoAnswer, await_parts, get, get_all
 from g1_ray.pipeline.graph import Executor, Finished, first_line, rollout_graph, train_graph
 from g1_ray.pipeline.outliving import BrokenOff, Outliving
 from g1_ray.pipeline.parts import Part
@@ -86,6 +86,7 @@ class Pipeline(Outliving):
         about = self.config.model.dtype, hang_s, self.checkup.sequences, self.folder.note
         self.recovery = Recovery(actors, self.crew.parts(), *about)
         self.checkup.look, self.checkup.current = self._look, self._current
+        self.executor.who_hangs = self._who_hangs
         for part in self.recovery.of("engine"):
             part.version = self.version
         log.info("started at step %d", self.version)
@@ -122,7 +123,9 @@ class Pipeline(Outliving):
                 self._tell_status()
                 if (lost := self.recovery.lost_learner) is not None:
                     self.rewind(lost, tell)
-        except Exception:
+        except Exception as error:
+            if isinstance(error, NoAnswer):
+                self.recovery.name([part for part in self.recovery.parts if part.up], str(error))
             self._save_what_was_learned()
             raise
         if not self.folder.checkpoint(self.version).exists():
@@ -164,6 +167,7 @@ class Pipeline(Outliving):
         tick, failure = finished.tick, finished.failure
         for part in self._at_work.pop(tick.lane, ()):
             part.busy -= 1
+            part.answered = part.answered if failure else finished.at
         receipt: Receipt | None = finished.result
         error, groups = failure.line if failure else "", receipt.groups if receipt else None
         self.folder.trace("rollout", tick.lane, tick.opened or tick.started, finished.at, groups=groups, error=error)

@@ -44,7 +44,7 @@ class Well(Recovery):
 @pytest.fixture
 def pipeline(tmp_path, monkeypatch):
     """One whose buffer only listens."""
-    monkeypatch.setattr(outliving, "get", lambda ref, timeout_s=0.0, look=None: ref)
+    monkeypatch.setattr(outliving, "get", lambda ref, *about, **more: ref)
     config = small_config(tmp_path)
     made = Pipeline(config, "", RunFolder.open(config))
     made.failed = []

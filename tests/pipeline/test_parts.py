@@ -1,6 +1,8 @@
 """What is found out about the processes of a run, and what is left of them when they are buried."""
 
+import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -121,3 +123,23 @@ def test_a_part_that_does_not_answer_hangs_and_one_that_was_not_asked_for_long_d
     assert part.look(20) == ""
     now[0] += 2
     assert part.look(20) == "hangs: no sign of life for 21 s" and part.name == "engine 1"
+
+
+def test_coroutines_tell_what_they_wait_for():
+    async def inner():
+        await asyncio.Event().wait()
+
+    async def outer():
+        await inner()
+
+    async def asked():
+        hung = asyncio.ensure_future(outer())
+        await asyncio.sleep(0)
+        said = parts.waits()
+        hung.cancel()
+        return said
+
+    said = asyncio.run(asked())
+    assert re.search(
+        r'Coroutine:\n.* in outer\n.*test_parts.py", line \d+ in inner\n.*locks.py", line \d+ in wait', said
+    )

@@ -10,7 +10,7 @@ import pytest
 from envs import State, Task
 from g1_ray.config import RunConfig
 from g1_ray.learner.samples import batch_of, fault_of_group
-from g1_ray.pipeline.replay_buffer import MAX_ISSUES, POOL, RECENT, ReplayBuffer
+from g1_ray.pipeline.replay_buffer import MAX_DEATHS, MAX_ISSUES, POOL, RECENT, ReplayBuffer
 from g1_ray.types import Completion, Fate, Group, Prompt, Rollout, Spoiled, Ticket, Turn
 
 TASK = Task.make("2048", reasoning={"size": 3})
@@ -122,6 +122,27 @@ def test_what_fails_again_and_again_is_quarantined_with_its_reason():
 
     run(body())
     assert [(f.fate, f.reason) for f in harness.fates] == [("quarantined", "engine died")]
+
+
+def test_a_group_that_ends_its_part_every_time_is_given_up_and_its_neighbours_are_not():
+    harness = Harness(max_staleness=1)
+
+    async def body():
+        tickets, deaths = await harness.buffer.admit(4), 0
+        while tickets:
+            assert deaths < 2 or len(tickets) == 1  # alone from the third time on
+            if 2 in [ticket.group for ticket in tickets]:
+                deaths += 1
+                await harness.buffer.fail(tickets, "score: ActorDiedError", blame=False)
+            else:
+                await harness.buffer.put([group_of(ticket) for ticket in tickets])
+            tickets = await harness.buffer.admit(4) if harness.buffer._again else []
+        assert deaths == MAX_DEATHS
+        assert harness.balanced()
+
+    run(body())
+    given_up = [(fate.group, fate.fate, fate.reason) for fate in harness.fates]
+    assert given_up == [(2, "quarantined", "score: ActorDiedError")]
 
 
 def test_failed_groups_are_issued_again_even_when_every_slot_is_taken():
