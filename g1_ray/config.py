@@ -129,6 +129,11 @@ class ModelConfig(Section):
     )
     lora: LoraConfig = LoraConfig()
 
+    @property
+    def vision_is_frozen(self) -> bool:
+        """Whether pictures look the same to the model from start to end: adapters are for the language model alone."""
+        return self.freeze_vision or self.lora.rank > 0
+
 
 class RolloutConfig(Section):
     """How the model is asked."""

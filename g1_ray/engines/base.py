@@ -1,14 +1,19 @@
 """What an inference engine is: an asyncio class that answers prompts, and takes on the weights of a newer policy."""
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from g1_ray.config import EngineConfig, LoraConfig
 from g1_ray.engines.weight_sync import SyncReport
+from g1_ray.models.weights import vision_tower
 from g1_ray.types import Completion, Floats, Ints, Prompt, Request, Sampling
+
+if TYPE_CHECKING:
+    from torch.nn import Parameter
+    from transformers import PreTrainedModel
 
 
 class Engine(Protocol):
@@ -77,6 +82,14 @@ class EngineBase:
         self._path, self._config, self._dtype, self._sampling = path, engine, dtype, sampling
         self._freeze_vision, self._lora = freeze_vision, lora
         self._version = 0
+
+    def _split(self, model: "PreTrainedModel") -> "tuple[dict[str, Parameter], dict[str, Parameter]]":
+        """The parameters of a model that a policy has to have, and those that it may have: a frozen tower's."""
+        tower = vision_tower(model) if self._freeze_vision else None
+        frozen = {id(parameter) for parameter in tower.parameters()} if tower is not None else set()
+        all_of = dict(model.named_parameters())
+        kept = {name: parameter for name, parameter in all_of.items() if id(parameter) in frozen}
+        return {name: parameter for name, parameter in all_of.items() if name not in kept}, kept
 
     @property
     def _temperature(self) -> float:

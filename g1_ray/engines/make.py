@@ -111,7 +111,7 @@ def engine_of_run(config: RunConfig, path: str) -> Engine:
     rollout = config.rollout
     sampling = Sampling(rollout.temperature, rollout.top_p, rollout.max_tokens)
     model = config.model
-    return make_engine(path, config.engine, model.dtype, sampling, model.freeze_vision, published_adapter(config))
+    return make_engine(path, config.engine, model.dtype, sampling, model.vision_is_frozen, published_adapter(config))
 
 
 def published_adapter(config: RunConfig) -> LoraConfig | None:

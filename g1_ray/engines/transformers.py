@@ -73,7 +73,7 @@ class TransformersEngine(EngineBase):
         if lora := self._lora:
             model = inject(model, lora.rank, lora.alpha, lora.targets)
         self._model = model.to(self._device).eval().requires_grad_(False)
-        self._published = adapter_of(self._model) if lora else dict(self._model.named_parameters())
+        self._published, self._kept = (adapter_of(self._model), {}) if lora else self._split(self._model)
         self._banned = torch.zeros(self._model.config.text_config.vocab_size, dtype=torch.bool, device=self._device)
         self._banned[list(self._chat.vision_token_ids)] = True
         self._lock = asyncio.Lock()
@@ -154,10 +154,11 @@ class TransformersEngine(EngineBase):
 
     def _load(self, weights: NDArray[np.uint8]) -> None:
         new = unpack_weights(weights)
-        check_names(new, self._published)
+        check_names(new, self._published, self._kept)
         with torch.no_grad():
-            for name, parameter in self._published.items():
-                parameter.copy_(new[name])
+            for name, parameter in (self._published | self._kept).items():
+                if name in new:
+                    parameter.copy_(new[name])
 
     async def _run(self) -> None:
         while True:

@@ -61,7 +61,7 @@ class VLLMEngine(EngineBase):
         model = skeleton(self._path)
         if lora := self._lora:
             model = inject(model, lora.rank, lora.alpha, lora.targets)
-        self._published = adapter_of(model) if lora else dict(model.named_parameters())
+        self._published, self._kept = (adapter_of(model), {}) if lora else self._split(model)
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._arguments()))
         self._ids = itertools.count()
         self._loads = 0  # names what caches hold: a version that is gone back to has other weights the second time
@@ -156,7 +156,9 @@ class VLLMEngine(EngineBase):
     async def load_policy(self, weights: NDArray[np.uint8], version: int, back: bool = False) -> SyncReport:
         async with self._sync:
             check_version(self._version, version, back)
-            check_names(packed_names(weights), self._published)
+            check_names(names := packed_names(weights), self._published, self._kept)
+            if not self._kept.keys().isdisjoint(names):
+                self._freeze_vision = False  # it changes after all
             with weights_file(weights, WEIGHTS) as file:
                 self._open.clear()
                 started = time.perf_counter()

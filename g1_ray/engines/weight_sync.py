@@ -61,8 +61,9 @@ class BlindError(ValueError):
 def pack_weights(parameters: "Iterable[tuple[str, torch.Tensor]]", dtype: "torch.dtype") -> NDArray[np.uint8]:
     """The parameters of a model by their names in Hugging Face's module tree, cast to `dtype`, as safetensors bytes.
 
-    All of them, whole (not shards), frozen ones too; the names are those of `model.named_parameters()`, a peft adapter
-    is merged into them. Or, for an engine that takes it, all of the adapter alone, by the names of peft's files.
+    All of them, whole (not shards), frozen ones too, but for a frozen vision tower; the names are those of
+    `model.named_parameters()`, a peft adapter is merged into them. Or, for an engine that takes it, all of the adapter
+    alone, by the names of peft's files.
     """
     from safetensors.torch import save
 
@@ -100,13 +101,13 @@ def check_version(old: int, new: int, back: bool = False) -> None:
         raise ValueError(f"policy version {new}: the engine holds version {old} and takes newer ones only")
 
 
-def check_names(given: Iterable[str], needed: Iterable[str]) -> None:
+def check_names(given: Iterable[str], needed: Iterable[str], more: Iterable[str] = ()) -> None:
     """Raises `ValueError` where weights lack a parameter of the model, or hold more than a tied head that it lacks.
 
-    `needed`: of the model, or of the adapter where that is what the engine takes.
+    `needed`: of the model, or of the adapter where that is what the engine takes; `more` may come, too.
     """
     given, needed = set(given), set(needed)
-    missing, over = sorted(needed - given), sorted(given - needed - {"lm_head.weight"})
+    missing, over = sorted(needed - given), sorted(given - needed - set(more) - {"lm_head.weight"})
     if missing or over:
         what = f"lack {missing[0]} and {len(missing) - 1} more" if missing else f"hold {over[0]}, which the model lacks"
         of_adapter = any(".lora_" in name for name in needed)

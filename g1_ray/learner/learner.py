@@ -7,6 +7,7 @@ the tokens of the whole batch (`Pack.weights`), so gradients are summed over pac
 any number of ranks and any packing makes the same update. One rank goes through the same code as many.
 """
 
+import itertools
 import logging
 import math
 import time
@@ -30,7 +31,7 @@ from g1_ray.files import read_json, write_json
 from g1_ray.learner.loss import LOSSES, Tokens, effective_sample_share, k3_kl
 from g1_ray.learner.optimizer import Optimizer, whole
 from g1_ray.learner.packs import Pack, packs_in_order, packs_of
-from g1_ray.learner.policy import Inputs, Picture, Policy, blocks_of, load_model, vision_is_frozen
+from g1_ray.learner.policy import Inputs, Picture, Policy, blocks_of, load_model
 from g1_ray.models.adapters import ADAPTER, WEIGHTS, tensor_name, write_config
 from g1_ray.models.card import Card
 from g1_ray.models.chat import Chat
@@ -89,7 +90,7 @@ class Learner:
         keep = sum(p.numel() for p in policy.parameters()) * self.dtype.itemsize <= _KEPT_BYTES
         tower = vision_tower(policy.model)
         # A frozen tower stays whole, outside of FSDP: it is run by itself, once a step for each picture.
-        outside = tower if tower is not None and vision_is_frozen(self.config.model) else torch.nn.Module()
+        outside = tower if tower is not None and self.config.model.vision_is_frozen else torch.nn.Module()
         for block in blocks_of(policy.model):
             if block not in set(outside.modules()):
                 fully_shard(block, mesh=mesh, mp_policy=precision, reshard_after_forward=not keep)
@@ -135,7 +136,7 @@ class Learner:
     def _look_at(self, packs: Sequence[Pack]) -> dict[State, Picture]:
         """What a frozen vision tower makes of each different picture."""
         pictures: dict[State, Picture] = {}
-        if not vision_is_frozen(self.config.model):
+        if not self.config.model.vision_is_frozen:
             return pictures
         states = list(dict.fromkeys(state for pack in packs for state in pack.states))
         for i in range(0, len(states), _PICTURES):
@@ -149,7 +150,7 @@ class Learner:
         return pictures
 
     def _inputs(self, pack: Pack, pictures: Mapping[State, Picture]) -> Inputs:
-        if vision_is_frozen(self.config.model):
+        if self.config.model.vision_is_frozen:
             shown = [pictures[state] for state in pack.states]
             grids = np.array([picture.grid for picture in shown], np.int64).reshape(-1, 3)
             return self.policy.inputs(pack, grids, pictures=shown, device=self.device, dtype=self.dtype)
@@ -246,21 +247,29 @@ class Learner:
 
     # Weights and checkpoints
 
-    def weights(self) -> dict[str, torch.Tensor]:
+    def weights(self, frozen_tower: bool = True) -> dict[str, torch.Tensor]:
         """On rank 0 the whole model by its Hugging Face names, on the CPU in the model's dtype, adapters merged.
 
-        Collective; other ranks get nothing.
+        `frozen_tower` False: without a vision tower that never changes, which engines have. Collective; other ranks
+        get nothing.
         """
-        weights = {}
-        for name, tensor in self._changing():
+        tower = vision_tower(self.policy.model) if self.config.model.vision_is_frozen and not frozen_tower else None
+        left_out = {id(parameter) for parameter in tower.parameters()} if tower is not None else set()
+        weights, done = {}, set()
+        for name, tensor in itertools.chain(self._changing(), self._others()):
+            if name in done or id(tensor) in left_out:
+                continue
+            done.add(name)
+            tensor = whole(tensor)
             if self.rank == 0:
                 weights[name] = tensor.to("cpu", self.dtype, copy=True)
-        for name, parameter in self.policy.model.named_parameters():
-            name = name.replace(".base_layer.", ".")
-            tensor = whole(parameter)
-            if self.rank == 0 and name not in weights and ".lora_" not in name:
-                weights[name] = tensor.to("cpu", self.dtype, copy=True)
         return weights
+
+    def _others(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """All parameters but those of adapters, by their Hugging Face names."""
+        for name, parameter in self.policy.model.named_parameters():
+            if ".lora_" not in name:
+                yield name.replace(".base_layer.", "."), parameter
 
     def adapter(self) -> dict[str, torch.Tensor]:
         """On rank 0 the LoRA adapter by the names of peft's files, on the CPU in the model's dtype: as it is computed
@@ -270,14 +279,14 @@ class Learner:
         return {name: part.to("cpu", self.dtype) for name, part in parts.items()} if self.rank == 0 else {}
 
     def _changing(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """What training changes, by its Hugging Face name, whole, in float32. Collective.
+        """What training changes, by its Hugging Face name, in float32, an adapter's layers whole. Collective.
 
         An adapter is added to its layer as that is computed with (its dtype holds it exactly), and not rounded before
         the sum is.
         """
         if not self.config.model.lora.rank:
             for t in self.optimizer.trained:
-                yield t.name, whole(t.parameter)
+                yield t.name, t.parameter
         for name, module in self._adapted():
             down, up = (whole(part[ADAPTER].weight) for part in (module.lora_A, module.lora_B))
             yield f"{name}.weight", whole(module.base_layer.weight).float() + module.scaling[ADAPTER] * (up @ down)

@@ -37,11 +37,6 @@ _KEPT = 4096
 # Loading
 
 
-def vision_is_frozen(config: ModelConfig) -> bool:
-    """Adapters are for the language model alone."""
-    return config.freeze_vision or config.lora.rank > 0
-
-
 def load_model(
     config: ModelConfig, seed: int = 0, trained: bool = True, device: str | torch.device = "cpu"
 ) -> PreTrainedModel:
@@ -60,7 +55,7 @@ def load_model(
     if tower is not None:
         tower.config._attn_implementation = CHUNKS
     model.requires_grad_(trained and not config.lora.rank)
-    if tower is not None and vision_is_frozen(config):
+    if tower is not None and config.vision_is_frozen:
         tower.requires_grad_(False)
     if trained and config.lora.rank:
         model = _with_adapter(model, config, seed)

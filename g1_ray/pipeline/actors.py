@@ -224,7 +224,7 @@ class LearnerActor:
 
     def weights(self, report: StepReport | None) -> NDArray[np.uint8] | None:
         """The policy as bytes for the engines, on the first rank. `report` is only waited for."""
-        parameters = self.learner.adapter() if self.adapter_alone else self.learner.weights()
+        parameters = self.learner.adapter() if self.adapter_alone else self.learner.weights(frozen_tower=False)
         return pack_weights(parameters.items(), self.learner.dtype) if self.learner.rank == 0 else None
 
     def policy(

@@ -224,6 +224,22 @@ def test_refused_weights_change_nothing(running: Running, model: torch.nn.Module
         assert np.abs(engine - scored(model, *sequence)).mean() <= 1e-5
 
 
+@pytest.mark.parametrize("kind", ["transformers", pytest.param("vllm", marks=pytest.mark.slow)])
+def test_a_policy_comes_without_a_tower_that_is_frozen(kind: str, model: torch.nn.Module) -> None:
+    engine = {"transformers": TransformersEngine, "vllm": VLLMEngine}[kind]
+    running = Running(engine(MODEL, CONFIG, "float32", Sampling(max_tokens=24), freeze_vision=True))
+    new = changed(model, 5)
+    new.model.visual.load_state_dict(model.model.visual.state_dict())
+    sequences = canary_sequences()
+    some = [(name, parameter) for name, parameter in new.named_parameters() if ".visual." not in name]
+    for version, parameters in enumerate((some, some, list(model.named_parameters())), 1):  # all of them is fine, too
+        running.run(running.engine.load_policy(pack_weights(parameters, torch.float32), version))
+        for ours, sequence in zip(running.run(running.engine.logprobs(sequences)), sequences, strict=True):
+            assert np.abs(ours - scored(new if version < 3 else model, *sequence)).mean() <= 1e-5
+    running.run(running.engine.stop())
+    running.runner.close()
+
+
 def test_requests_that_cannot_be_answered_are_refused(running: Running) -> None:
     long = Prompt(np.ones(512, np.int32), ())
     with pytest.raises(ValueError, match="512 tokens leaves no room.*max_model_len = 512"):

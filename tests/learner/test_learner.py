@@ -1,5 +1,6 @@
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 import toys
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from g1_ray.config import RunConfig
+from g1_ray.learner import learner as module
 from g1_ray.learner.learner import Learner
 from g1_ray.learner.packs import packs_of
 from g1_ray.learner.samples import batch_of
@@ -144,6 +147,25 @@ def test_a_trained_vision_tower_moves():
     before = saved_model(Path(toys.tiny_model()))
     moved = [name for name in weights if "visual" in name and not torch.equal(weights[name], before[name])]
     assert len(moved) > 10
+
+
+@pytest.mark.parametrize("options", [{}, {"lora": 4}, {"freeze_vision": False}])
+def test_engines_are_given_all_but_a_frozen_tower_and_nothing_is_gathered_twice(options, monkeypatch):
+    gathered, whole = [], module.whole
+
+    def counted(tensor: torch.Tensor) -> torch.Tensor:
+        gathered.extend([id(tensor)] * isinstance(tensor, DTensor))
+        return whole(tensor)
+
+    monkeypatch.setattr(module, "whole", counted)
+    with learner_of(toys.config(**options)) as learner:
+        everything = learner.weights()
+        gathered.clear()
+        given = learner.weights(frozen_tower=False)
+        frozen = learner.config.model.vision_is_frozen
+    assert gathered and set(Counter(gathered).values()) == {1}
+    tower = {name for name in everything if "visual" in name}
+    assert tower and set(given) == set(everything) - (tower if frozen else set())
 
 
 @pytest.mark.parametrize("freeze_vision", [True, False])
