@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from envs import Task
 from envs.registry import check_module
 from envs.rewards import reward_named
+from g1_ray.config_checks import check_together
 from g1_ray.config_file import load_section
 from g1_ray.models.find import SHIPPED, is_coldstart, model_path
 
@@ -34,6 +35,7 @@ def _model_name(path: str) -> str:
 
 ModelName = Annotated[str, AfterValidator(_model_name)]
 """The same for a model, which may also be one that ships, or a Hugging Face name."""
+Labels = dict[Annotated[str, Field(min_length=1)], str]
 EngineName = Literal["vllm", "transformers"] | OwnName
 
 
@@ -225,6 +227,8 @@ class LearnerConfig(Section):
     num_ranks: int = Field(1, ge=1, description="processes that the model and the batch are divided over")
     gpus: float = Field(1, ge=0, le=1, description="GPUs of a rank; 0: CPU, below 1: a share of one")
     cpus: float = Field(1, ge=0, description="CPUs of a rank, which are also its threads")
+    labels: Labels = Field({}, description="what the labels of a rank's node have to be: name = value")
+    one_node: bool = Field(False, description="all ranks on one node, where NVLink joins them")
     tokens_per_pack: int = Field(16384, ge=1, description="most tokens of a micro-batch")
 
 
@@ -237,6 +241,7 @@ class EngineConfig(Section):
     num_engines: int = Field(1, ge=1, description="engines, each with all of the model")
     gpus: float = Field(1, ge=0, description="GPUs of an engine, more than one: tensor parallel; 0: CPU")
     cpus: float = Field(1, ge=0, description="CPUs of an engine")
+    labels: Labels = Field({}, description="what the labels of an engine's node have to be: name = value")
     memory_utilization: float = Field(0.85, gt=0, le=1, description="share of the GPU's memory that vLLM takes")
     kv_cache_gb: float = Field(1.0, gt=0, description="on CPU: size of vLLM's KV cache")
     max_model_len: int = Field(4096, ge=1, description="longest prompt and answer together, in tokens")
@@ -262,6 +267,7 @@ class AsyncConfig(Section):
     hang_s: float = Field(60.0, gt=0, description="a part that shows no sign of life for so long is started anew")
     num_env_workers: int = Field(1, ge=1, description="processes that play the games")
     env_cpus: float = Field(1, ge=0, description="CPUs of an env worker")
+    env_labels: Labels = Field({}, description="what the labels of an env worker's node have to be: name = value")
 
 
 class EvalConfig(Section):
@@ -323,37 +329,7 @@ class RunConfig(Section):
         if not self.eval.label:
             label = "G1" if is_coldstart(self.model.path) else "G0"
             object.__setattr__(self, "eval", self.eval.model_copy(update={"label": label}))
-        names = [game.name for game in self.games]
-        for name in names:
-            if names.count(name) > 1:
-                last = len(names) - 1 - names[::-1].index(name)
-                raise ValueError(f"games: two are called {name!r}; give one of them a name: games.{last}.name=...")
-        for game in self.games if self.eval.runs and not self.eval.moves else ():
-            if not game.task().reasoning.horizon:  # an answer that is no legal move leaves a board as it is
-                raise ValueError(
-                    f"games: {game.name} with horizon = 0 never ends, and eval.moves = 0 plays whole episodes; "
-                    "give eval.moves or a horizon"
-                )
-        if self.rollout.max_tokens >= self.engine.max_model_len:
-            raise ValueError(
-                f"rollout.max_tokens = {self.rollout.max_tokens} leaves no room for a prompt; "
-                f"engine.max_model_len = {self.engine.max_model_len} has to be larger"
-            )
-        if self.deterministic and self.asynchrony.max_staleness:
-            raise ValueError(
-                f"deterministic with asynchrony.max_staleness = {self.asynchrony.max_staleness}: how far rollouts run "
-                "ahead depends on who is faster; give asynchrony.max_staleness = 0"
-            )
-        if self.deterministic and self.engine.kind != "transformers":
-            raise ValueError(
-                f"deterministic with engine.kind = {self.engine.kind}: what it decodes together, and with that how "
-                "sums are rounded, depends on who is faster; give engine.kind = transformers"
-            )
-        if self.asynchrony.groups_per_tick > self.capacity:
-            raise ValueError(
-                f"asynchrony.groups_per_tick = {self.asynchrony.groups_per_tick}: at most {self.capacity}, "
-                "which is (max_staleness + 1) x groups_per_step"
-            )
+        check_together(self)
         return self
 
     @property

@@ -18,7 +18,8 @@ def main(argv: list[str] | None = None) -> int:
 
     config = load_config(args.config, args.overrides)
 
-    from g1_ray.pipeline.actors import bundles, unmade
+    from g1_ray.cluster.reserve import teams
+    from g1_ray.pipeline.actors import unmade
     from g1_ray.pipeline.graph import describe, rollout_graph, train_graph
 
     actors, names = unmade(config)
@@ -35,10 +36,8 @@ def main(argv: list[str] | None = None) -> int:
         print("  " + line)
     print("\nplacement")
     print("  ReplayBuffer     the driver's node")
-    for role, strategy in (("env", "SPREAD"), ("engine", "PACK"), ("learner", "PACK")):
-        needs = bundles(config)[role]
-        each = ", ".join(f"{amount:g} {name}" for name, amount in needs[0].items())
-        print(f"  {role:16} {len(needs)} x ({each}), {strategy}")
+    for role, team in teams(config).items():
+        print(f"  {role:16} {team}")
     return 0
 
 

@@ -275,3 +275,13 @@ def test_there_is_a_preset_for_everything_promised():
         "paper-7b-cluster",
     } <= names
     assert len(load_config(ROOT / "jobs/configs/quickstart.toml").games) == 2
+
+
+@pytest.mark.parametrize("sections, said", [
+    ({"rollout": {"group_size": 512}}, "rollout.group_size = 512: .* engine.max_num_seqs = 256"),
+    ({"asynchrony": {"lanes": 2}, "engine": {"num_engines": 3}}, "asynchrony.lanes = 2 for engine.num_engines = 3"),
+    ({"learner": {"num_ranks": 2, "gpus": 0.5}}, "learner.num_ranks = 2 and learner.gpus = 0.5: ranks can't share"),
+])  # fmt: skip
+def test_options_that_do_not_go_together_are_refused_before_anything_starts(sections, said):
+    with pytest.raises(ValueError, match=said):
+        RunConfig(name="t", model={"path": "m"}, games=[{"game": "2048"}], **sections)

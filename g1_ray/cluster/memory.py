@@ -7,7 +7,7 @@ import functools
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,6 +171,10 @@ class Need:
     """Bytes of the node's memory, in all."""
     gpu_share: float = 1.0
     """Share of a GPU's memory that it may take."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What the labels of its node have to be."""
+    one_node: bool = False
+    """Whether all of them have to be on one node."""
 
     @property
     def total(self) -> float:
@@ -185,7 +189,9 @@ def needs_of(config: RunConfig, shape: ModelShape | None) -> tuple[Need, ...]:
     # A token of a waiting group: ids, log-probabilities and versions. The driver is counted with the buffer.
     waiting = 12.0 * config.capacity * config.rollout.group_size * config.rollout.turns * config.engine.max_model_len
     buffer = _need("driver and buffer", 1, 0.0, 0.0, {"waiting groups": waiting}, 2 * BUFFER_PROCESS)
-    return engine_need(config, shape), learner_need(config, shape), env, buffer
+    engine = replace(engine_need(config, shape), labels=config.engine.labels)
+    learner = replace(learner_need(config, shape), labels=config.learner.labels, one_node=config.learner.one_node)
+    return engine, learner, replace(env, labels=asynchrony.env_labels), buffer
 
 
 def engine_need(config: RunConfig, shape: ModelShape | None) -> Need:

@@ -1,6 +1,7 @@
 """Whether a run fits on a cluster, before it starts.
 
-A node is what Ray says it has: {"CPU": 8, "GPU": 1, "memory": 3e10, "accelerator_type:H100": 1}; memory in bytes.
+A node is what Ray says it has: {"CPU": 8, "GPU": 1, "memory": 3e10, "accelerator_type:H100": 1}; memory in bytes. A
+label of it is there as {"label g1-ray-role=learner": 1}.
 """
 
 import functools
@@ -56,7 +57,11 @@ def this_machine() -> list[Node]:
 
 def nodes_of_ray(nodes: Sequence[Mapping[str, Any]]) -> list[Node]:
     """The living nodes of `ray.nodes()`."""
-    return [node["Resources"] for node in nodes if node["Alive"]]
+    return [{**node["Resources"], **_labels(node.get("Labels"))} for node in nodes if node["Alive"]]
+
+
+def _labels(labels: Mapping[str, str] | None) -> dict[str, float]:
+    return {f"label {key}={value}": 1.0 for key, value in (labels or {}).items()}
 
 
 def nodes_of_yaml(path: str | Path) -> list[Node]:
@@ -74,13 +79,17 @@ def nodes_of_yaml(path: str | Path) -> list[Node]:
                 f"{path}: {name} says no resources, or no CPU; Ray finds them out once such a node has started.\n"
                 "Write down what it has, such as resources: {CPU: 32, GPU: 4}."
             )
-    nodes: list[Node] = [kinds[head].get("resources") or {}]
+    nodes: list[Node] = [_node_of(kinds[head])]
     while len(nodes) <= most and any(left.values()):
         for name in left:
             if left[name] and len(nodes) <= most:
                 left[name] -= 1
-                nodes.append(kinds[name]["resources"])
+                nodes.append(_node_of(kinds[name]))
     return nodes
+
+
+def _node_of(kind: Mapping[str, Any]) -> Node:
+    return {**(kind.get("resources") or {}), **_labels(kind.get("labels"))}
 
 
 def _kinds_of(path: str | Path) -> tuple[dict[str, Any], str, int]:
@@ -145,8 +154,25 @@ def check_placement(needs: Sequence[Need], nodes: Sequence[Node]) -> list[Counte
     for resource in ("GPU", "CPU", "memory"):
         _check_total(resource, needs, nodes)
     for need in needs:
-        _check_gpu_memory(need, nodes)
+        _check_labels(need, nodes)
+        _check_gpu_memory(need, [node for node in nodes if _is_labelled(need, node)])
     return _pack(needs, nodes)
+
+
+def _is_labelled(need: Need, node: Node) -> bool:
+    return all(label in node for label in _labels(need.labels))
+
+
+def _check_labels(need: Need, nodes: Sequence[Node]) -> None:
+    if any(_is_labelled(need, node) for node in nodes):
+        return
+    known = sorted({name.removeprefix("label ") for node in nodes for name in node if name.startswith("label ")})
+    own = [label for label in known if not label.startswith("ray.io/")]
+    raise ValueError(
+        f"{need.role}: no node has the labels {', '.join(f'{key}={value}' for key, value in need.labels.items())}.\n"
+        f"There are {', '.join(own or known) or 'no labels'}; give it one of these, nodes that label "
+        "(ray start --labels, or labels in the cluster file), or none."
+    )
 
 
 def _asks(need: Need) -> dict[str, float]:
@@ -220,11 +246,15 @@ def _pack(needs: Sequence[Need], nodes: Sequence[Node]) -> list[Counter[str]]:
     for need in sorted(needs, key=lambda need: (-need.gpus, -need.cpus, -need.node_memory)):
         asks = {name: amount for name, amount in _asks(need).items() if amount}
         for number in range(need.count):
+            at_once = need.count if need.one_node and not number else 1
             fitting = [
                 i
                 for i, node in enumerate(left)
-                if all(
-                    amount <= node.get(name, 0 if name != "memory" else amount) + 1e-6 for name, amount in asks.items()
+                if _is_labelled(need, nodes[i])
+                and (at_once > 1 or not need.one_node or not number or placed[i][need.role])
+                and all(
+                    at_once * amount <= node.get(name, math.inf if name == "memory" else 0) + 1e-6
+                    for name, amount in asks.items()
                 )
             ]
             if not fitting:

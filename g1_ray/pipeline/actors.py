@@ -6,17 +6,18 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from g1_ray.cluster.join import PROCESS_ENV
+from g1_ray.cluster.reserve import memory_is_booked, reserve, teams
 from g1_ray.config import RunConfig
 from g1_ray.engines.make import engine_of_run, published_adapter
 from g1_ray.engines.weight_sync import SyncReport, pack_weights
@@ -321,21 +322,11 @@ class Crew:
             remove_placement_group(group)
 
 
-def bundles(config: RunConfig) -> dict[str, list[dict[str, float]]]:
-    """What each actor of each role asks for: CPUs and GPUs."""
-    learner, engine, envs = config.learner, config.engine, config.asynchrony
-    return {
-        "learner": [_needs(learner.cpus, learner.gpus)] * learner.num_ranks,
-        "engine": [_needs(engine.cpus, engine.gpus)] * engine.num_engines,
-        "env": [_needs(envs.env_cpus, 0)] * envs.num_env_workers,
-    }
-
-
 def unmade(config: RunConfig) -> tuple[Actors, dict[int, str]]:
     """The actors of a run as nodes that stand for them, and their names by `id`: to look at graphs, not to run them."""
     nodes: dict[str, list[Any]] = {}
     for role, actor_class in (("env", EnvActor), ("engine", EngineActor), ("learner", LearnerActor)):
-        nodes[role] = [ray.remote(actor_class).bind() for _ in bundles(config)[role]]
+        nodes[role] = [ray.remote(actor_class).bind() for _ in range(teams(config)[role].count)]
     buffer = ray.remote(BufferActor).bind()
     names = {id(buffer): "ReplayBuffer"}
     for role, name in (("env", "EnvWorker"), ("engine", "InferenceEngine"), ("learner", "Learner")):
@@ -343,25 +334,21 @@ def unmade(config: RunConfig) -> tuple[Actors, dict[int, str]]:
     return Actors(buffer, nodes["env"], nodes["engine"], nodes["learner"]), names
 
 
-def _needs(cpus: float, gpus: float) -> dict[str, float]:
-    return {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount} or {"CPU": 0.01}
+def hire(config: RunConfig, model_path: str, folder: str, tell: Callable[[str], None] = lambda text: None) -> Crew:
+    """Starts the actors of a run, each role in a placement group of its own, once there is room for all of them.
 
-
-def hire(config: RunConfig, model_path: str, folder: str, timeout_s: float = START_TIMEOUT_S) -> Crew:
-    """Starts the actors of a run, each role in a placement group of its own, and waits until all of them are there.
-
-    Learners and engines are packed on as few nodes as they fit on, env workers are spread. Raises `RuntimeError` that
-    names what the cluster does not have.
+    `tell` hears what is waited for. Raises `RuntimeError` that names what the cluster does not have.
     """
-    wanted = bundles(config)
-    placed = _reserve(wanted, timeout_s)
+    wanted = teams(config, memory_is_booked())
+    placed = reserve(wanted, START_TIMEOUT_S, tell)
 
     def team(role: str, remote: Any, *arguments: Any, **more: Any) -> list[Any]:
         made = []
-        for index, needs in enumerate(wanted[role]):
+        for index in range(wanted[role].count):
             options = {
-                "num_cpus": needs.get("CPU", 0),
-                "num_gpus": needs.get("GPU", 0),
+                "num_cpus": wanted[role].each.get("CPU", 0),
+                "num_gpus": wanted[role].each.get("GPU", 0),
+                "memory": wanted[role].each.get("memory"),
                 "scheduling_strategy": PlacementGroupSchedulingStrategy(
                     placed[role], placement_group_bundle_index=index
                 ),
@@ -383,18 +370,3 @@ def hire(config: RunConfig, model_path: str, folder: str, timeout_s: float = STA
         team("learner", ray.remote(concurrency_groups={"watch": 1})(LearnerActor), config),
     )
     return Crew(actors, tuple(placed.values()))
-
-
-def _reserve(wanted: Mapping[str, list[dict[str, float]]], timeout_s: float) -> dict[str, PlacementGroup]:
-    placed = {role: placement_group(wanted[role], "SPREAD" if role == "env" else "PACK") for role in wanted}
-    for role, group in placed.items():
-        if not group.wait(timeout_s):  # new nodes of a cluster that grows take minutes to come
-            for other in placed.values():
-                remove_placement_group(other)
-            total = ray.cluster_resources()
-            raise RuntimeError(
-                f"the cluster has no room for {len(wanted[role])} x {role} with {wanted[role][0]} each; it has "
-                f"{total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs: free some, add nodes, or ask for "
-                "fewer in the config"
-            )
-    return placed

@@ -62,7 +62,7 @@ class Pipeline(Outliving):
 
         `tell` hears which parts are up.
         """
-        self.crew = hire(self.config, self.model_path, str(self.folder.path))
+        self.crew = hire(self.config, self.model_path, str(self.folder.path), tell)
         actors = self.actors = self.crew.actors
         self.executor = Executor(self.config.asynchrony.tick_timeout_s)
         address = actors.learners[0].address.remote()

@@ -39,10 +39,12 @@ def check_prompts(config: RunConfig, model_path: str) -> None:
         if config.rollout.perception == "given":
             rng, fresh = np.random.default_rng(0), game.task().new_game()
             length += len(chat.ids(described(Codec(game.task()), fresh.perception(), 0, rng)))
-        if length >= room:
+        if length + config.rollout.max_tokens > room:
             raise ValueError(
                 f"engine.max_model_len = {room}: a prompt about {game.name} takes {length} tokens, and leaves no room "
-                "for an answer.\nGive it more, or the game a smaller perception.tile_px."
+                f"for an answer of rollout.max_tokens = {config.rollout.max_tokens}.\n"
+                f"Give it {length + config.rollout.max_tokens}, the answer less, or the game smaller tiles "
+                "(perception.tile_px)."
             )
 
 

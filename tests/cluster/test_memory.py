@@ -142,7 +142,7 @@ def test_roles_are_packed_on_gpus_and_the_rest_stays_off_them():
     [
         ({"learner": {"num_ranks": 8}}, [H100], ["asks for 9 GPUs, the cluster has 8 GPUs", "learner.num_ranks=7"]),
         ({}, [{"CPU": 8.0, "memory": 1e11}], ["the cluster has 0 GPUs", "engine.gpus=0 learner.gpus=0"]),
-        ({"engine": {"num_engines": 9}}, [H100], ["10 GPUs", "engine.num_engines=8"]),
+        ({"engine": {"num_engines": 9}, "asynchrony": {"lanes": 9}}, [H100], ["10 GPUs", "engine.num_engines=8"]),
         (
             {"engine": {"gpus": 4}, "learner": {"num_ranks": 4}},
             [{**H100, "GPU": 3.0}] * 3,

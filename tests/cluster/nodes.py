@@ -1,0 +1,121 @@
+"""Clusters of several raylets on this machine: `python nodes.py SCENARIO FOLDER [MORE]`, for test_nodes.py.
+
+What a scenario prints last is a line of JSON.
+"""
+
+import itertools
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS.parent), str(TESTS / "pipeline")]
+os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
+
+import ray  # noqa: E402
+from ray.cluster_utils import Cluster  # noqa: E402
+
+GB = 10**9
+KINDS = {
+    "learner": {"num_cpus": 192, "num_gpus": 8, "memory": 1400 * GB},
+    "inference": {"num_cpus": 48, "num_gpus": 4, "memory": 270 * GB},
+    "env": {"num_cpus": 32, "num_gpus": 0, "memory": 44 * GB},
+}
+"""The nodes of cluster.yaml, with the labels of their roles."""
+QUICK = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 300, "health_check_timeout_ms": 500,
+         "health_check_failure_threshold": 2}  # fmt: skip
+
+
+def started(**head) -> Cluster:
+    store = {"object_store_memory": 100_000_000, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args={**store, **head})
+    ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
+    return cluster
+
+
+def arrivals(folder: Path) -> dict[str, dict[str, list[str]]]:
+    """Where each role of the cluster preset comes to be, for every order in which the kinds of nodes come."""
+    from ray.util.placement_group import placement_group_table, remove_placement_group
+
+    from g1_ray.cluster.reserve import reserve, teams
+    from g1_ray.config import load_config
+
+    config = load_config(TESTS.parent / "jobs/configs/paper-7b-cluster.toml")
+    # A node of each kind is enough to place on: a quarter of the engines and of the env workers.
+    config = config.model_copy(update={
+        "engine": config.engine.model_copy(update={"num_engines": 4}),
+        "asynchrony": config.asynchrony.model_copy(update={"num_env_workers": 12}),
+    })  # fmt: skip
+    cluster = started(num_cpus=0)
+    found = {}
+    for order in itertools.permutations(KINDS):
+        nodes, told, result = {}, [], {}
+
+        def ask(told=told, result=result) -> None:
+            result.update(reserve(teams(config, memory=True), 120, told.append))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        for kind in order:
+            time.sleep(1)
+            labels = {"g1-ray-role": kind}
+            nodes[kind] = cluster.add_node(**KINDS[kind], labels=labels, object_store_memory=100_000_000)
+        asking.join()
+        kinds = {node.node_id: kind for kind, node in nodes.items()}
+        where = {
+            role: sorted({kinds[node] for node in placement_group_table(group)["bundles_to_node_id"].values()})
+            for role, group in result.items()
+        }
+        found[" ".join(order)] = where
+        for group in result.values():
+            remove_placement_group(group)
+        for node in nodes.values():
+            cluster.remove_node(node)
+    return found
+
+
+def loss(folder: Path, part: str) -> dict[str, object]:
+    """A run on a head and two nodes; the one with a part is killed while it trains: what the report says at its end."""
+    from test_chaos import small
+
+    from jobs.train import train
+
+    cluster = started(num_cpus=0, _system_config=QUICK)
+    nodes = [cluster.add_node(num_cpus=4, object_store_memory=100_000_000) for _ in range(2)]
+    base = small(folder, "transformers")
+    run = base.model_copy(update={"checkpoint_every": 2})
+    metrics, lost = run.folder / "metrics.jsonl", {}
+
+    def steps() -> int:
+        return metrics.read_text().count("\n") if metrics.is_file() else 0
+
+    def kill() -> None:
+        while steps() < 3:
+            time.sleep(0.2)
+        status = json.loads((run.folder / "status.json").read_text())
+        parts = {node.node_id: [p["name"] for p in status["parts"] if p["node"] == node.node_id] for node in nodes}
+        (victim,) = (node for node in nodes if part in parts[node.node_id])
+        lost.update(parts=parts[victim.node_id], step=steps(), at=time.time())
+        cluster.remove_node(victim, allow_graceful=False)
+        while steps() < lost["step"] + 4:
+            time.sleep(0.2)
+        lost["took"] = time.time() - lost["at"]
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=kill, daemon=True).start()
+    status = train(run)
+    report = json.loads((run.folder / "report.json").read_text())
+    return {"status": status, "lost": lost, "report": report, "folder": str(run.folder)}
+
+
+if __name__ == "__main__":
+    print("\n" + json.dumps({"arrivals": arrivals, "loss": loss}[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])))
+    sys.stdout.flush()
+    ray.shutdown()
+    os._exit(0)

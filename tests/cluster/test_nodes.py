@@ -1,0 +1,40 @@
+"""Runs on clusters of several nodes: raylets of their own on this machine."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(900)]
+
+
+def scenario(*arguments: object) -> dict:
+    """What one comes to, in a process of its own."""
+    command = [sys.executable, str(Path(__file__).with_name("nodes.py")), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "RAY_ADDRESS": ""}, timeout=800)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    assert lines, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads(lines[-1])
+
+
+def test_every_role_lands_on_its_own_nodes_in_whatever_order_they_come(tmp_path):
+    found = scenario("arrivals", tmp_path)
+    assert len(found) == 6
+    assert all(
+        where == {"learner": ["learner"], "engine": ["inference"], "env": ["env"]} for where in found.values()
+    ), found
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("part", ["engine 0", "learner 0"])
+def test_a_run_outlives_the_loss_of_a_node(tmp_path, part):
+    made = scenario("loss", tmp_path, part)
+    lost, report = made["lost"], made["report"]
+    print(f"\n{lost['parts']} lost with their node: {lost['took']:.1f} s to the fourth step after that", end="")
+    assert made["status"] == 0 and part in lost["parts"] and report["steps"] >= lost["step"] + 2
+    assert report["groups_add_up"] and report["ledger_agrees"] and report["groups"]["quarantined"] == 0
+    steps = [json.loads(line)["step"] for line in (Path(made["folder"]) / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, report["steps"] + 1))
