@@ -126,15 +126,12 @@ def elsewhere(args: argparse.Namespace) -> bool:
 
 def connect(evaluation: "Evaluation", args: argparse.Namespace) -> None:
     """Joins the cluster. Raises `ValueError` where it has no room for a player."""
-    from g1_ray.cluster.join import find_cluster, join
-    from g1_ray.cluster.placement import nodes_of_ray, nodes_of_yaml
+    from g1_ray.cluster.join import find_cluster, join, nodes_to_come
     from g1_ray.evaluation.evaluation import check_room
 
     join(find_cluster(args.address))
-    import ray
-
-    nodes = nodes_of_yaml(args.cluster) if args.cluster else nodes_of_ray(ray.nodes())
-    check_room([entry.player for entry in evaluation.entries if not evaluation.is_over(entry)], nodes)
+    if nodes := nodes_to_come(args.cluster):
+        check_room([entry.player for entry in evaluation.entries if not evaluation.is_over(entry)], nodes)
 
 
 class Show:

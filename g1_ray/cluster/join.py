@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from g1_ray import logs
-from g1_ray.cluster.placement import check_run, nodes_of_ray, nodes_of_yaml, this_machine
+from g1_ray.cluster.placement import Node, check_run, nodes_of_ray, nodes_of_yaml, this_machine
 from g1_ray.config import RunConfig
 
 PROCESS_ENV = {
@@ -263,7 +263,7 @@ def connect(config: RunConfig, cluster: Cluster | None = None, cluster_file: str
     """As `join`, for a run.
 
     Raises `ValueError` where the run does not fit, before anything of it is started. A cluster that grows is taken at
-    the size that its file `cluster_file` lets it grow to.
+    the size that it may grow to (`nodes_to_come`).
     """
     if not _joined():
         cluster = cluster or find_cluster()
@@ -271,6 +271,26 @@ def connect(config: RunConfig, cluster: Cluster | None = None, cluster_file: str
             check_run(config, this_machine())
     join(cluster, outlive_signals=True)
 
+    if nodes := nodes_to_come(cluster_file):
+        check_run(config, nodes)
+    else:
+        log.warning("the cluster has no node for work yet: it is waited for, whatever it may grow to")
+
+
+def nodes_to_come(cluster_file: str = "") -> list[Node]:
+    """The nodes that the cluster of this process has, or, where it grows, that it may come to have.
+
+    These are what its file says, `cluster_file` or the one that `ray up` leaves on its head. None where it has no node
+    for work, and nobody says how far it grows: an autoscaler's first node comes when somebody asks for it.
+    """
     import ray
 
-    check_run(config, nodes_of_yaml(cluster_file) if cluster_file else nodes_of_ray(ray.nodes()))
+    nodes = ray.nodes()
+    left = Path("~/ray_bootstrap_config.yaml").expanduser()
+    me = next(node for node in nodes if node["NodeID"] == ray.get_runtime_context().get_node_id())
+    if not cluster_file and left.is_file() and "node:__internal_head__" in me["Resources"]:
+        cluster_file = str(left)
+    if cluster_file:
+        return nodes_of_yaml(cluster_file)
+    there = nodes_of_ray(nodes)
+    return there if any(node.get("CPU") or node.get("GPU") for node in there) else []

@@ -5,12 +5,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from g1_ray.cluster.join import nodes_to_come
 from g1_ray.cluster.memory import needs_of, shape_of
 from g1_ray.config import RunConfig
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
 
+ROOM_S = 3600.0
+"""Longest wait for room: nodes of a cluster that grows have to start, and what they need be installed on them."""
 NEWS_S = 15.0
 """Between two words about what is still waited for."""
 
@@ -52,7 +55,7 @@ def teams(config: RunConfig, memory: bool = False) -> dict[str, Team]:
 
 
 def reserve(
-    wanted: Mapping[str, Team], timeout_s: float, tell: Callable[[str], None] = lambda text: None
+    wanted: Mapping[str, Team], tell: Callable[[str], None] = lambda text: None, timeout_s: float = ROOM_S
 ) -> "dict[str, PlacementGroup]":
     """A group of resources for each role, once there is room for all; `tell` hears what is still waited for.
 
@@ -83,8 +86,9 @@ def reserve(
 
 
 def memory_is_booked() -> bool:
-    """Whether the cluster that this process is on has, or may come to have, nodes to choose among."""
-    import ray
+    """Whether there are several nodes to choose among, and all of them say how much memory they have.
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return len(nodes) > 1 or not any(node.get("CPU") for node in nodes)
+    Of a type of node that says nothing of it, an autoscaler starts none for who asks for memory.
+    """
+    nodes = nodes_to_come()
+    return len(nodes) > 1 and all("memory" in node for node in nodes)

@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from g1_ray.cluster.join import PROCESS_ENV
 from g1_ray.cluster.reserve import memory_is_booked, reserve, teams
+from g1_ray.cluster.storage import check_storage
 from g1_ray.config import RunConfig
 from g1_ray.engines.make import engine_of_run, published_adapter
 from g1_ray.engines.weight_sync import SyncReport, pack_weights
@@ -337,10 +338,17 @@ def unmade(config: RunConfig) -> tuple[Actors, dict[int, str]]:
 def hire(config: RunConfig, model_path: str, folder: str, tell: Callable[[str], None] = lambda text: None) -> Crew:
     """Starts the actors of a run, each role in a placement group of its own, once there is room for all of them.
 
-    `tell` hears what is waited for. Raises `RuntimeError` that names what the cluster does not have.
+    `tell` hears what is waited for. Raises `RuntimeError` that names what the cluster does not have, and `ValueError`
+    where a node does not see the run's folder.
     """
     wanted = teams(config, memory_is_booked())
-    placed = reserve(wanted, START_TIMEOUT_S, tell)
+    placed = reserve(wanted, tell)
+    try:
+        check_storage(placed, folder, model_path)
+    except BaseException:
+        for group in placed.values():
+            remove_placement_group(group)
+        raise
 
     def team(role: str, remote: Any, *arguments: Any, **more: Any) -> list[Any]:
         made = []

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS.parent), str(TESTS / "pipeline")]
 os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
 
+import psutil  # noqa: E402
 import ray  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
@@ -58,7 +60,7 @@ def arrivals(folder: Path) -> dict[str, dict[str, list[str]]]:
         nodes, told, result = {}, [], {}
 
         def ask(told=told, result=result) -> None:
-            result.update(reserve(teams(config, memory=True), 120, told.append))
+            result.update(reserve(teams(config, memory=True), told.append, 120))
 
         asking = threading.Thread(target=ask)
         asking.start()
@@ -114,8 +116,96 @@ def loss(folder: Path, part: str) -> dict[str, object]:
     return {"status": status, "lost": lost, "report": report, "folder": str(run.folder)}
 
 
+def hidden(folder: Path) -> dict[str, object]:
+    """A run whose learner is on a node that has another folder under the run's name: what it says, and what is left."""
+    from test_chaos import small
+
+    from jobs.train import train
+
+    cluster = started(num_cpus=0)
+    script = (
+        f"mount -t tmpfs tmpfs {folder} && exec {sys.executable} -m ray.scripts.scripts start --block --num-cpus=4 "
+        f"--address={cluster.address} --object-store-memory=100000000"
+    )
+    node = subprocess.Popen(["unshare", "-m", "bash", "-c", script], stdout=subprocess.DEVNULL)
+    try:
+        while sum(each["Alive"] for each in ray.nodes()) < 2:
+            assert node.poll() is None
+            time.sleep(0.2)
+        run = small(folder, "transformers")
+        try:
+            train(run)
+            said = ""
+        except ValueError as error:
+            said = str(error)
+        groups = [each for each in ray.util.placement_group_table().values() if each["state"] == "CREATED"]
+        return {"said": said, "groups": len(groups), "left": sorted(map(str, run.folder.rglob(".probe*")))}
+    finally:
+        node.terminate()
+
+
+GROWS = {
+    "cluster_name": "grows",
+    "max_workers": 2,
+    "idle_timeout_minutes": 0.1,
+    "upscaling_speed": 1.0,
+    "provider": {
+        "type": "external",
+        "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+    },
+    "head_node_type": "ray.head.default",
+    "file_mounts_sync_continuously": False,
+    "available_node_types": {
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "min_workers": 0, "max_workers": 0},
+        "work": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+    },
+    **dict.fromkeys(("auth", "docker", "file_mounts"), {}),
+    **dict.fromkeys(("cluster_synced_files", "rsync_exclude", "rsync_filter",
+                     "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",
+                     "head_start_ray_commands", "worker_start_ray_commands"), []),
+}  # fmt: skip
+"""Ray's own autoscaler, with a provider that starts raylets on this machine for nodes."""
+
+
+def grow(folder: Path) -> dict[str, object]:
+    """A run on a head without CPUs whose autoscaler adds nodes: how many there were, and how many are left."""
+    from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+    from test_chaos import small
+
+    from jobs.train import train
+
+    file, log = folder / "grows.json", (folder / "head.log").open("w")
+    file.write_text(json.dumps(GROWS))
+    env = os.environ | dict.fromkeys(
+        ("RAY_FAKE_CLUSTER", "RAY_enable_autoscaler_v2", "AUTOSCALER_UPDATE_INTERVAL_S"), "1"
+    )
+    env |= dict.fromkeys(("RAY_CLOUD_INSTANCE_ID", "RAY_OVERRIDE_NODE_ID_FOR_TESTING"), FAKE_HEAD_NODE_ID)
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port=6379", "--num-cpus=0"]
+    command += [f"--autoscaling-config={file}", "--include-dashboard=false", "--object-store-memory=100000000"]
+    head = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        time.sleep(15)
+        os.environ["RAY_ADDRESS"] = "127.0.0.1:6379"
+        run = small(folder, "transformers").model_copy(update={"steps": 2})
+        status = train(run)
+        most = sum(each["Alive"] for each in ray.nodes()) - 1
+        began = time.monotonic()
+        while (left := sum(each["Alive"] for each in ray.nodes()) - 1) and time.monotonic() - began < 90:
+            time.sleep(1)
+        report = json.loads((run.folder / "report.json").read_text())
+        return {"status": status, "most": most, "left": left, "took": time.monotonic() - began, "report": report}
+    finally:
+        family = psutil.Process(head.pid).children(recursive=True)
+        for process in [psutil.Process(head.pid), *family]:
+            process.terminate()
+        _, left = psutil.wait_procs(family, 15)
+        for process in left:
+            process.kill()
+
+
 if __name__ == "__main__":
-    print("\n" + json.dumps({"arrivals": arrivals, "loss": loss}[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])))
+    scenario = {"arrivals": arrivals, "loss": loss, "hidden": hidden, "grow": grow}[sys.argv[1]]
+    print("\n" + json.dumps(scenario(Path(sys.argv[2]), *sys.argv[3:])))
     sys.stdout.flush()
     ray.shutdown()
     os._exit(0)

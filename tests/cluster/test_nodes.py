@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,11 @@ def scenario(*arguments: object) -> dict:
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     assert lines, done.stdout[-3000:] + done.stderr[-3000:]
     return json.loads(lines[-1])
+
+
+def can_unshare() -> bool:
+    done = subprocess.run(["unshare", "-m", "true"], capture_output=True) if shutil.which("unshare") else None
+    return bool(done) and done.returncode == 0
 
 
 def test_every_role_lands_on_its_own_nodes_in_whatever_order_they_come(tmp_path):
@@ -38,3 +44,10 @@ def test_a_run_outlives_the_loss_of_a_node(tmp_path, part):
     assert report["groups_add_up"] and report["ledger_agrees"] and report["groups"]["quarantined"] == 0
     steps = [json.loads(line)["step"] for line in (Path(made["folder"]) / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, report["steps"] + 1))
+
+
+@pytest.mark.skipif(not can_unshare(), reason="needs a mount namespace of its own")
+def test_a_run_is_refused_where_a_node_has_another_folder_under_its_name(tmp_path):
+    made = scenario("hidden", tmp_path)
+    assert "does not see the run's folders as they are here: No such file or directory.\nGive out=..." in made["said"]
+    assert not made["groups"] and not made["left"]
