@@ -309,8 +309,8 @@ class RunConfig(Section):
     checkpoint_every: int = Field(50, ge=0, description="steps; 0: only at the end")
     keep_checkpoints: int = Field(2, ge=2, description="how many of the newest stay")
     canary_every: int = Field(10, ge=0, description="steps between comparisons of engine and learner; 0: never")
-    trackers: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"] | OwnName, ...] = Field(
-        ("tensorboard",), description="where metrics go beside metrics.jsonl: runs/trackers.py, or module:name"
+    trackers: tuple[Literal["tensorboard", "ray", "wandb", "trackio", "mlflow"] | OwnName, ...] = Field(
+        ("tensorboard", "ray"), description="where metrics go beside metrics.jsonl: runs/trackers.py, or module:name"
     )
     model: ModelConfig
     games: tuple[GameConfig, ...] = Field(min_length=1)

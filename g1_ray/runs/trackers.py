@@ -1,4 +1,4 @@
-"""Where the metrics of a run go beside metrics.jsonl: TensorBoard, W&B, Trackio, MLflow, or what a module adds.
+"""Where the metrics of a run go beside metrics.jsonl: TensorBoard, Ray, W&B, Trackio, MLflow, or what a module adds.
 
 TRACKERS["mine"] = TrackerKind(MyTracker)    in a module of your own, for trackers = ["module:mine"]
 
@@ -7,17 +7,21 @@ A run that goes on writes to what it wrote to before, which is found by the run'
 
 import importlib.util
 import logging
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from envs.registry import Registry
 from g1_ray.config import RunConfig
 from g1_ray.files import read_lines
 from g1_ray.runs.shapes import Note
+
+if TYPE_CHECKING:
+    from ray.util.metrics import Gauge
 
 PROJECT = "g1_ray"
 """What W&B, Trackio and MLflow keep all runs under."""
@@ -105,6 +109,38 @@ class TensorBoard:
         self._writer.close()
 
 
+class RayMetrics:
+    """Gauges of the cluster that the run is on, as Prometheus collects them: jobs/grafana.json shows them.
+
+    A game's metric has the game as a label, `shisen/reward` is ray_g1_reward{run="...", game="shisen"}; others have
+    their path in the name, `groups/trained` is ray_g1_groups_trained{run="..."}.
+    """
+
+    look = ""
+
+    def __init__(self, path: Path, config: RunConfig, step: int) -> None:
+        self._run, self._games = config.name, {game.name for game in config.games}
+        self._gauges: dict[str, Gauge] = {}
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        for path, value in {"step": float(step), **metrics}.items():
+            game, _, name = path.rpartition("/")
+            if game not in self._games:
+                game, name = "", path
+            self._gauge(name).set(value, {"run": self._run, "game": game})
+
+    def _gauge(self, name: str) -> "Gauge":
+        from ray.util.metrics import Gauge
+
+        if name not in self._gauges:
+            known = re.sub(r"\W", "_", name)
+            self._gauges[name] = Gauge(f"g1_{known}", f"{name}, of the newest step", tag_keys=("run", "game"))
+        return self._gauges[name]
+
+    def close(self) -> None:
+        """What was told last stays until the process ends."""
+
+
 class Wandb:
     """W&B takes no step back: of a step that was logged before a run went on again, the first metrics stay."""
 
@@ -171,6 +207,7 @@ class MLflow:
 TRACKERS: Registry[TrackerKind] = Registry(
     "tracker",
     tensorboard=TrackerKind(TensorBoard, "tensorboardX"),
+    ray=TrackerKind(RayMetrics),
     wandb=TrackerKind(Wandb, "wandb"),
     trackio=TrackerKind(Trackio, "trackio"),
     mlflow=TrackerKind(MLflow, "mlflow"),

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from folders import METRICS
 
 from g1_ray.config import EvalConfig, RewardConfig, RunConfig
 from g1_ray.evaluation.evaluation import entries_of
@@ -70,6 +71,8 @@ def test_an_asynchronous_run_with_vllm_adds_up_overlaps_and_resumes(ray_cluster,
     metrics = lines(folder, "metrics.jsonl")
     assert [line["step"] for line in metrics] == [1, 2, 3, 4]
     assert all(line["canary_nats"] <= 1e-5 for line in metrics)
+    its = {metric for metric in METRICS if not metric.startswith("recovered/")}
+    assert its <= {name.removeprefix("shisen/") for name in metrics[-1]}
     for line in metrics[1::2]:  # every second step: what the policy is worth, and where it fails
         assert {"2048/eval_score", "shisen/lab_p_acc", "shisen/lab_reward_rate_true_perception"} <= line.keys()
     trained = [fate for fate in lines(folder, "ledger.jsonl") if fate.get("fate") == "trained"]

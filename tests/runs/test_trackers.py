@@ -1,10 +1,15 @@
 """Metrics in other people's hands, while a run goes on and when it goes on again."""
 
 import logging
+import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from folders import small_config
+from folders import METRICS, small_config
 
+import jobs
+from g1_ray.config import load_config
 from g1_ray.runs.run_folder import RunFolder
 from g1_ray.runs.trackers import TRACKERS, TrackerKind, check_trackers
 
@@ -107,3 +112,35 @@ def test_trackio_has_one_run_for_a_run_that_goes_on(tmp_path, monkeypatch):
     assert run["name"].startswith("small-")
     logged = [(line["step"], line["2048/reward"]) for line in SQLiteStorage.get_logs("g1_ray", run["name"])]
     assert logged == [(1, 0.5), (2, 1.0), (3, 1.5), (2, 9.0)]
+
+
+class Gauges(dict):
+    """What was set, by name and labels."""
+
+    def made(self, name, about, tag_keys):
+        assert tag_keys == ("run", "game")
+        return SimpleNamespace(set=lambda value, labels: self.update({(name, *labels.values()): value}))
+
+
+def test_ray_has_every_metric_and_the_dashboard_asks_for_what_there_is(monkeypatch):
+    import ray.util.metrics
+
+    gauges = Gauges()
+    monkeypatch.setattr(ray.util.metrics, "Gauge", gauges.made)
+    config = load_config(JOBS / "configs" / "quickstart.toml")
+    tracker = TRACKERS["ray"].open(Path(), config, 1)
+    tracker.log(3, {"shisen/reward": 1.5, "groups/trained": 7.0, "reward": 1.0, "recovered/env worker": 2.0})
+    name = config.name
+    assert gauges == {
+        ("g1_step", name, ""): 3.0,
+        ("g1_reward", name, "shisen"): 1.5,
+        ("g1_groups_trained", name, ""): 7.0,
+        ("g1_reward", name, ""): 1.0,
+        ("g1_recovered_env_worker", name, ""): 2.0,
+    }
+    asked = set(re.findall(r"ray_g1_(\w+)", (JOBS / "grafana.json").read_text()))
+    logged = {re.sub(r"\W", "_", metric) for metric in METRICS} | {"step"}
+    assert asked <= logged, asked - logged
+
+
+JOBS = Path(jobs.__path__[0])
