@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from g1_ray.cluster import kuberay
 from g1_ray.cluster.memory import KNOWN, ModelShape, Need, gb, memory_table, needs_of, shape_of
 from g1_ray.config import RunConfig
 
@@ -24,8 +25,6 @@ RAY_HEAD, RAY_MAX_WORKERS = "ray.head.default", 2
 """What Ray takes where a cluster file does not say."""
 GPU_MEMORY = "gpu_memory"
 """Bytes of each GPU of a node, where they are known; Ray has no such resource."""
-HEAP_SHARE = 0.7
-"""Of a machine's memory, what Ray gives to processes; the rest is for its object store."""
 
 
 def gpu_memory(node: Node) -> float:
@@ -43,7 +42,7 @@ def this_machine() -> list[Node]:
         file = Path("/sys/fs/cgroup") / name
         if file.is_file() and file.read_text().strip().isdecimal():
             limits.append(int(file.read_text()))
-    node = {"CPU": float(len(os.sched_getaffinity(0))), "memory": HEAP_SHARE * min(limits)}
+    node = {"CPU": float(len(os.sched_getaffinity(0))), "memory": kuberay.HEAP_SHARE * min(limits)}
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         names = subprocess.run(query, capture_output=True, text=True, timeout=30).stdout.split("\n")
@@ -67,10 +66,17 @@ def _labels(labels: Mapping[str, str] | None) -> dict[str, float]:
 def nodes_of_yaml(path: str | Path) -> list[Node]:
     """The nodes that a cluster file allows when it is scaled up all the way; what it leaves out is what Ray takes.
 
-    Where the types allow more workers than the cluster as a whole, they get one each in turn until it is full.
-    Raises `ValueError` of at most three lines.
+    A file for `ray up`, or a manifest for KubeRay. Where the types allow more workers than the cluster as a whole, they
+    get one each in turn until it is full. Raises `ValueError` of at most three lines.
     """
-    kinds, head, most = _kinds_of(path)
+    values = _yaml(path)
+    if isinstance(values, dict) and values.get("kind") in kuberay.KINDS:
+        try:
+            pods = list(kuberay.groups_of(values))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        return [{**resources, **_labels(labels)} for resources, labels, count in pods for _ in range(count)]
+    kinds, head, most = _kinds_of(path, values)
     left = {}
     for name, kind in kinds.items():
         left[name] = _number(path, f"{name}.max_workers", kind.get("max_workers", 0 if name == head else most))
@@ -92,19 +98,25 @@ def _node_of(kind: Mapping[str, Any]) -> Node:
     return {**(kind.get("resources") or {}), **_labels(kind.get("labels"))}
 
 
-def _kinds_of(path: str | Path) -> tuple[dict[str, Any], str, int]:
-    """The node types of a cluster file, the name of the head's, and the most workers of all types."""
+def _yaml(path: str | Path) -> Any:
     import yaml
 
     if not Path(path).is_file():
         raise ValueError(f"{path}: there is no such cluster file")
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        return yaml.safe_load(Path(path).read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: is not YAML: {' '.join(str(error).split())[:200]}") from None
+
+
+def _kinds_of(path: str | Path, values: Any) -> tuple[dict[str, Any], str, int]:
+    """The node types of a cluster file, the name of the head's, and the most workers of all types."""
     kinds = values.get("available_node_types") if isinstance(values, dict) else None
     if not isinstance(kinds, dict) or not all(isinstance(kind, dict) for kind in kinds.values()) or not kinds:
-        raise ValueError(f"{path}: no node types in it; a cluster file for `ray up` has available_node_types")
+        raise ValueError(
+            f"{path}: no node types in it; a cluster file for `ray up` has available_node_types, a "
+            f"manifest for KubeRay is a {', '.join(kuberay.KINDS)}"
+        )
     for name, kind in kinds.items():
         resources = kind.get("resources") or {}
         numbers = resources.values() if isinstance(resources, dict) else [resources]

@@ -19,6 +19,7 @@ import yaml
 from endpoints import vllm_serving
 
 from envs import Codec, State
+from g1_ray.cluster.kuberay import quantity
 from g1_ray.cluster.placement import check_run, nodes_of_yaml
 from g1_ray.config import load_config
 from g1_ray.evaluation.endpoint import Endpoint, EndpointConfig
@@ -162,3 +163,37 @@ def test_a_job_trains_and_vllm_serves_its_checkpoint(tmp_path):
         game.reset(0)
         replies = [endpoint.ask(State.of(task, game), codec.prompt(), seed) for seed in range(8)]
         assert any(codec.read(reply.text).action in game.legal_actions() for reply in replies)
+
+
+def test_the_manifests_make_one_cluster_that_the_preset_fits_on():
+    job, cluster = (yaml.safe_load((ROOT / "jobs" / f"{name}.yaml").read_text()) for name in ("rayjob", "raycluster"))
+    assert job["spec"]["rayClusterSpec"] == cluster["spec"]
+    assert cluster["spec"]["authOptions"] == {"mode": "token"} and job["spec"]["backoffLimit"] > 0
+    assert "--resume auto" in job["spec"]["entrypoint"] and "out=/shared/" in job["spec"]["entrypoint"]
+    config = load_config(ROOT / "jobs/configs/paper-7b-cluster.toml")
+    for name in ("rayjob", "raycluster"):
+        nodes = nodes_of_yaml(ROOT / "jobs" / f"{name}.yaml")
+        assert len(nodes) == 1 + 4 + 4 + 1 and nodes[0]["CPU"] == 0
+        assert "8 x learner rank" in check_run(config, nodes).splitlines()[-1]
+
+
+@pytest.mark.parametrize("said, amount", [("14", 14), ("500m", 0.5), ("56Gi", 56 * 2**30), (8, 8), ("2k", 2000)])
+def test_a_quantity_is_read_as_kubernetes_means_it(said, amount):
+    assert quantity(said) == amount
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda spec: spec["headGroupSpec"].pop("template"), "no 'template' where a RayCluster has its containers'"),
+    (lambda spec: spec.pop("headGroupSpec"), "no 'headGroupSpec'"),
+    (lambda spec: spec["workerGroupSpecs"][0]["template"]["spec"].update(containers=[]), "no list index out of range"),
+    (lambda spec: spec["headGroupSpec"]["template"]["spec"]["containers"][0]["resources"]["limits"].update(
+        memory="many"), "'many' is no quantity"),
+])  # fmt: skip
+def test_a_manifest_that_lacks_something_is_told(tmp_path, change, said):
+    manifest = yaml.safe_load((ROOT / "jobs" / "raycluster.yaml").read_text())
+    change(manifest["spec"])
+    file = tmp_path / "cluster.yaml"
+    file.write_text(yaml.safe_dump(manifest))
+    with pytest.raises(ValueError, match=said) as error:
+        nodes_of_yaml(file)
+    assert str(error.value).startswith(str(file))
