@@ -103,6 +103,9 @@ class VLLMEngine(EngineBase):
             return arguments | {
                 "gpu_memory_utilization": config.memory_utilization,
                 "tensor_parallel_size": max(1, int(config.gpus)),
+                # Its GPUs are on one node. In a placement group vLLM would take Ray's executor by itself, and refuse
+                # the group: a bundle may not have more than one GPU there.
+                "distributed_executor_backend": "mp" if config.gpus > 1 else "uni",
                 "enforce_eager": config.enforce_eager,
             }
         return arguments | {

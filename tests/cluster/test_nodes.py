@@ -51,3 +51,11 @@ def test_a_run_is_refused_where_a_node_has_another_folder_under_its_name(tmp_pat
     made = scenario("hidden", tmp_path)
     assert "does not see the run's folders as they are here: No such file or directory.\nGive out=..." in made["said"]
     assert not made["groups"] and not made["left"]
+
+
+def test_a_run_asks_for_nodes_and_gives_them_back(tmp_path):
+    """Ray's autoscaler, from a head without CPUs."""
+    made = scenario("grow", tmp_path)
+    print(f"\nidle nodes were gone {made['took']:.1f} s after the run", end="")
+    assert made["status"] == 0 and made["left"] == 0
+    assert made["report"]["steps"] == 2 and made["report"]["groups_add_up"]
