@@ -67,7 +67,7 @@ def free_ports(number):
 
 
 @contextmanager
-def head_with_token():
+def head_with_token(cpus=2):
     """A Ray head of our own, on free ports, with token authentication: its dashboard's address, and an environment.
 
     What is stopped at the end is what was started here: other clusters on the machine go on.
@@ -82,7 +82,7 @@ def head_with_token():
         "--head",
         "--block",
         "--disable-usage-stats",
-        "--num-cpus=2",
+        f"--num-cpus={cpus}",
         f"--temp-dir={folder}",
     ]
     command += ["--object-store-memory=200000000", "--include-dashboard=true", "--dashboard-host=127.0.0.1"]
@@ -92,6 +92,7 @@ def head_with_token():
         head = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
         wait_for(dashboard, head)
+        env |= {"GCS": f"127.0.0.1:{gcs}", "FOLDER": folder}
         yield f"http://127.0.0.1:{dashboard}", env
     finally:
         ours = [head, *psutil.Process(head.pid).children(recursive=True)] if head.poll() is None else []
@@ -104,6 +105,12 @@ def head_with_token():
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def can_unshare():
+    """Whether a process here may have mounts of its own."""
+    done = subprocess.run(["unshare", "-m", "true"], capture_output=True) if shutil.which("unshare") else None
+    return bool(done) and done.returncode == 0
+
+
 def wait_for(port, process):
     """Until somebody listens on a port."""
     deadline = time.monotonic() + 120
@@ -113,9 +120,9 @@ def wait_for(port, process):
         time.sleep(0.2)
 
 
-def submit(address, env, *entrypoint):
-    command = [BIN / "ray", "job", "submit", "--address", address, "--working-dir", ".", "--", *entrypoint]
-    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=400)
+def submit(address, env, *entrypoint, cwd=ROOT, more=()):
+    command = [BIN / "ray", "job", "submit", "--address", address, "--working-dir", ".", *more, "--", *entrypoint]
+    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=400)
 
 
 @pytest.mark.slow
@@ -140,6 +147,59 @@ def test_a_job_is_submitted_with_a_token_and_uploads_little():
 
         refused = submit(address, {**env, "RAY_AUTH_TOKEN": secrets.token_hex(32)}, "true")
         assert refused.returncode != 0 and "auth" in (refused.stdout + refused.stderr).lower()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not can_unshare(), reason="needs a mount namespace of its own")
+def test_a_job_waits_for_nodes_and_goes_on_after_it_was_stopped_and_a_file_was_edited(tmp_path):
+    """As the README submits it, to a head without CPUs; nodes come later."""
+    here = tmp_path / "checkout"
+    shutil.copytree(ROOT, here, ignore=shutil.ignore_patterns(".*", "runs", "docs", "tests"))
+    run = tmp_path / "runs" / "quickstart"
+    small = ["rollout.groups_per_step=4", "rollout.group_size=4", "asynchrony.groups_per_tick=2", "eval.runs=0"]
+    small += ["engine.kind=transformers", "engine.num_engines=1", "checkpoint_every=2", f"out={run.parent}"]
+    train = ["python", "-m", "jobs.train", "jobs/configs/quickstart.toml", *small, "--resume", "auto"]
+
+    def steps():
+        file = run / "metrics.jsonl"
+        return [json.loads(line)["step"] for line in file.read_text().splitlines()] if file.is_file() else []
+
+    with head_with_token(cpus=0) as (address, env):
+        done = submit(address, env, *train, cwd=here, more=["--no-wait", "--submission-id", "first"])
+        assert done.returncode == 0, done.stdout + done.stderr
+        time.sleep(30)
+        said = subprocess.run(
+            [BIN / "ray", "job", "logs", "--address", address, "first"], env=env, capture_output=True, text=True
+        )
+        assert "the cluster has no node for work yet" in said.stdout and not steps(), said.stdout + said.stderr
+        # On one machine a second node would unpack the job's files anew in the very folder that the first one uses.
+        script = (
+            f"mount -t tmpfs tmpfs {env['FOLDER']}/session_latest/runtime_resources && exec {BIN}/ray start --block "
+            f"--address={env['GCS']} --num-cpus=4 --disable-usage-stats --object-store-memory=200000000"
+        )
+        with open(tmp_path / "node.log", "w") as log:
+            node = subprocess.Popen(["unshare", "-m", "bash", "-c", script], env=env, stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + 300
+            while len(steps()) < 5:
+                assert time.monotonic() < deadline, "no steps"
+                time.sleep(0.5)
+            subprocess.run([BIN / "ray", "job", "stop", "--address", address, "first"], env=env, check=True, timeout=60)
+            before = steps()
+            (here / "README.md").write_text("edited\n")  # Ray unpacks what is uploaded under another name now
+            done = submit(address, env, *train, f"steps={before[-1] + 3}", cwd=here)
+            assert done.returncode == 0 and "succeeded" in done.stdout, done.stdout + done.stderr
+        finally:
+            family = psutil.Process(node.pid).children(recursive=True)
+            node.send_signal(signal.SIGTERM)
+            node.wait(30)
+            for process in psutil.wait_procs(family, timeout=15)[1]:
+                process.kill()
+    assert steps() == list(range(1, before[-1] + 4))
+    notes = [json.loads(line)["note"] for line in (run / "notes.jsonl").read_text().splitlines()]
+    (went_on,) = [note for note in notes if note.startswith("goes on from step-")]
+    assert int(went_on.partition("step-")[2].partition(":")[0]) >= before[-1] - 2  # no more than since a checkpoint
 
 
 @pytest.mark.slow

@@ -2,12 +2,12 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from test_cluster import can_unshare
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(900)]
 
@@ -19,11 +19,6 @@ def scenario(*arguments: object) -> dict:
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     assert lines, done.stdout[-3000:] + done.stderr[-3000:]
     return json.loads(lines[-1])
-
-
-def can_unshare() -> bool:
-    done = subprocess.run(["unshare", "-m", "true"], capture_output=True) if shutil.which("unshare") else None
-    return bool(done) and done.returncode == 0
 
 
 def test_every_role_lands_on_its_own_nodes_in_whatever_order_they_come(tmp_path):
