@@ -145,10 +145,11 @@ class Tick:
 
     def _go_on(self) -> None:
         for node in self.calls[1:]:
-            if id(node) not in self.refs and all(map(self._may_be_waited_for, node.get_args())):
+            if id(node) not in self.refs and all(map(self._can_take, node.get_args())):
                 self._submit(node)
 
-    def _may_be_waited_for(self, argument: object) -> bool:
+    def _can_take(self, argument: object) -> bool:
+        """Whether a call with this argument may be submitted by now."""
         if not isinstance(argument, ClassMethodNode):
             return True
         return id(argument) in (self.passed if argument.get_method_name() in AWAITED else self.refs)

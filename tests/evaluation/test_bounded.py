@@ -26,9 +26,9 @@ def ask(url):
     return made.ask(STATE, "play", 0).text
 
 
-@pytest.mark.parametrize("encoding, packed", [("gzip", gzip.compress(BODY)), ("deflate", zlib.compress(BODY))])
-def test_a_packed_reply_is_unpacked(encoding, packed):
-    with serving(lambda asked, headers: (200, {"Content-Encoding": encoding}, packed)) as url:
+@pytest.mark.parametrize("encoding, pack", [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_a_packed_reply_is_unpacked(encoding, pack):
+    with serving(lambda asked, headers: (200, {"Content-Encoding": encoding}, pack(BODY))) as url:
         assert ask(url) == "up"
 
 
@@ -42,6 +42,7 @@ def test_a_packed_reply_is_unpacked(encoding, packed):
         ({"Content-Encoding": "gzip"}, b"no gzip", "can't be unpacked"),
         ({}, DRIP, "no whole reply in the time"),
     ],
+    ids=["bomb", "long", "unknown", "broken", "drip"],
 )
 def test_too_much_is_a_trouble(status, headers, body, words):
     before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
