@@ -37,6 +37,7 @@ class Experiment(Section):
     boards: bool = Field(
         False, description="on the paper's own boards, each config after a cold start of its own: coldstart-<config>"
     )
+    tried: tuple[str, ...] = Field((), description="what did not work, a line each, with its figure")
     seeds: int = Field(3, ge=1)
     reach: float = Field(0.0, ge=0, le=1, description="an R_acc: told is how many answers it took to get there; 0: not")
 
@@ -171,6 +172,8 @@ def write_page(path: Path, claims: Claims, runs: Path) -> None:
         its = [one for trial in experiment.trials() for one in found(trial, runs / trial.name)]
         parts.append(f"## {experiment.claim}\n")
         parts += _section(experiment, its, path, runs) if its else ["Not run yet.\n"]
+        if experiment.tried:
+            parts += ["Tried before, and not good enough:\n", *(f"- {line}" for line in experiment.tried), ""]
         for name in {one.trial.name for one in its}:
             for file in ("eval/table.md", "curves.csv"):
                 kept = path.parent / path.stem / f"{name}{Path(file).suffix}"

@@ -94,7 +94,10 @@ def test_the_page_says_which_claims_hold(tmp_path: Path, players: tuple[str, str
 def test_what_is_not_run_is_said_and_names_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "paper.md"
     assert main(["--page-only", "--out", str(page), "--runs", str(tmp_path)]) == 0
-    assert page.read_text().count("Not run yet.") == len(load_claims(CLAIMS).experiments)
+    claims = load_claims(CLAIMS)
+    assert page.read_text().count("Not run yet.") == len(claims.experiments)
+    tried = [line for experiment in claims.experiments for line in experiment.tried]
+    assert tried and all(f"\n- {line}\n" in page.read_text() for line in tried)
     with pytest.raises(ValueError, match="no experiment 'g00'; there are g0"):
         main(["g00"])
 
