@@ -85,7 +85,7 @@ def test_what_can_not_be_asked_is_told_before_anything_starts(tmp_path, capsys):
     for given, said in (
         ([f"model.path={broken}"], "broken: the chat template can't write"),
         ([f"model.path={bare}"], "bare: can't be loaded"),
-        (["engine.max_model_len=24", "rollout.max_tokens=8"], "engine.max_model_len = 24: a prompt about shisen"),
+        (["engine.max_model_len=31", "rollout.max_tokens=8"], "engine.max_model_len = 31: a prompt about shisen"),
     ):
         assert main(["train", "jobs/configs/quickstart.toml", f"out={tmp_path}/runs", *given]) == 2
         error = capsys.readouterr().err

@@ -4,22 +4,17 @@ import asyncio
 import ctypes
 import json
 import os
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from orders import ORDERS, TAKEN
 
 from envs.core import Outcome
 from envs.rewards import REWARDS, ternary
 from g1_ray.engines.make import ENGINES, EngineKind
 from g1_ray.engines.transformers import TransformersEngine
 from g1_ray.learner.loss import LOSSES, Losses, Tokens, clip
-
-ORDERS = Path(tempfile.gettempdir()) / f"g1-ray-hang-{os.getuid()}"
-"""A file that says who is to stand still; whoever does has taken it."""
-TAKEN = ORDERS.with_suffix(".taken")
 
 
 def told(what: str) -> bool:

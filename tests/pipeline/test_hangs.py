@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from hanging import ORDERS, TAKEN
+from orders import ORDERS, TAKEN
 from test_chaos import processes, small
 from test_pipeline import lines
 
