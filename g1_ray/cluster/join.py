@@ -285,10 +285,10 @@ def nodes_to_come(cluster_file: str = "") -> list[Node]:
     """
     import ray
 
-    nodes = ray.nodes()
+    nodes, here = ray.nodes(), ray.get_runtime_context().get_node_id()
     left = Path("~/ray_bootstrap_config.yaml").expanduser()
-    me = next(node for node in nodes if node["NodeID"] == ray.get_runtime_context().get_node_id())
-    if not cluster_file and left.is_file() and "node:__internal_head__" in me["Resources"]:
+    on_head = any(node["NodeID"] == here and "node:__internal_head__" in node["Resources"] for node in nodes)
+    if not cluster_file and on_head and left.is_file():
         cluster_file = str(left)
     if cluster_file:
         return nodes_of_yaml(cluster_file)

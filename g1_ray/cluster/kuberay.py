@@ -25,9 +25,9 @@ def groups_of(manifest: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, float]
 
     Raises `ValueError` where something is missing.
     """
-    spec: Any = manifest["spec"]
+    spec: Any = manifest
     try:
-        for key in KINDS[manifest["kind"]]:
+        for key in ("spec", *KINDS[manifest["kind"]]):
             spec = spec[key]
         groups: Sequence[Mapping[str, Any]] = [spec["headGroupSpec"], *spec.get("workerGroupSpecs", ())]
         for i, group in enumerate(groups):

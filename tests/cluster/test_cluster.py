@@ -243,6 +243,7 @@ def test_a_quantity_is_read_as_kubernetes_means_it(said, amount):
 
 
 @pytest.mark.parametrize("change, said", [
+    (lambda spec: spec.clear(), "no 'headGroupSpec'"),
     (lambda spec: spec["headGroupSpec"].pop("template"), "no 'template' where a RayCluster has its containers'"),
     (lambda spec: spec.pop("headGroupSpec"), "no 'headGroupSpec'"),
     (lambda spec: spec["workerGroupSpecs"][0]["template"]["spec"].update(containers=[]), "no list index out of range"),

@@ -1,18 +1,21 @@
 """Where a cluster's address comes from, and what is said where nothing answers there. Starts no Ray."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
 from concurrent import futures
+from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import pytest
 
 from g1_ray.cluster import join as module
-from g1_ray.cluster.join import ALIVE, LOCAL, Cluster, find_cluster
+from g1_ray.cluster.join import ALIVE, LOCAL, Cluster, find_cluster, nodes_to_come
 
 
 @pytest.fixture(autouse=True)
@@ -218,3 +221,26 @@ def test_a_cluster_that_stands_still_once_it_has_answered_is_not_waited_for():
     assert ended.returncode == 1 and len(ended.stderr.strip().splitlines()) <= 3, ended.stderr
     for part in ("RAY_ADDRESS=x", address, "no word in 8 s", "RAY_ADDRESS=local"):
         assert part in ended.stderr
+
+
+@pytest.mark.parametrize("work, left, is_head, given, number", [
+    (8, False, True, "", 2),  # a cluster that stays as it is
+    (0, False, True, "", 0),  # it grows, and nobody says how far
+    (0, True, True, "", 10),  # `ray up` has left its file on the head, where this runs
+    (8, True, False, "", 2),  # this is no head: that file is another cluster's
+    (8, False, False, "cluster.yaml", 10),
+])  # fmt: skip
+def test_a_cluster_that_grows_is_taken_at_the_size_that_it_may_have(
+    tmp_path, monkeypatch, work, left, is_head, given, number
+):
+    ray = pytest.importorskip("ray")
+    file = Path(__file__).parents[2] / "cluster.yaml"
+    head = {"node:__internal_head__": 1.0} if is_head else {}
+    nodes = [{"NodeID": "a", "Alive": True, "Resources": {"memory": 1e9, **head}, "Labels": {}},
+             {"NodeID": "b", "Alive": True, "Resources": {"CPU": work}, "Labels": {}}]  # fmt: skip
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if left:
+        shutil.copy(file, tmp_path / "ray_bootstrap_config.yaml")
+    assert len(nodes_to_come(str(file) if given else "")) == number

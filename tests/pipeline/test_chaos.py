@@ -54,17 +54,12 @@ def processes(role: str) -> list[psutil.Process]:
     return found
 
 
-class Reaper(threading.Thread):
-    """Kills, waits until the run has made another step, and so on; then has it stop, if it `ends` it."""
+class Onlooker(threading.Thread):
+    """Beside a run in this process."""
 
-    def __init__(
-        self, run: RunConfig, kills: list[tuple[str, signal.Signals]], seed: int = 0, ends: bool = True
-    ) -> None:
+    def __init__(self, run: RunConfig) -> None:
         super().__init__(daemon=True)
-        self.run_config, self.kills, self.rng, self.ends = run, kills, random.Random(seed), ends
-        self.took: list[tuple[str, str, float]] = []
-        """Role, signal, seconds to the next step."""
-        self.late: list[str] = []
+        self.run_config = run
 
     def steps(self) -> list[float]:
         """When each step was made, in the order of the file."""
@@ -76,6 +71,19 @@ class Reaper(threading.Thread):
         while not (over := ready()) and time.monotonic() < deadline:
             time.sleep(0.1)
         return bool(over)
+
+
+class Reaper(Onlooker):
+    """Kills, waits until the run has made another step, and so on; then has it stop, if it `ends` it."""
+
+    def __init__(
+        self, run: RunConfig, kills: list[tuple[str, signal.Signals]], seed: int = 0, ends: bool = True
+    ) -> None:
+        super().__init__(run)
+        self.kills, self.rng, self.ends = kills, random.Random(seed), ends
+        self.took: list[tuple[str, str, float]] = []
+        """Role, signal, seconds to the next step."""
+        self.late: list[str] = []
 
     def run(self) -> None:
         try:

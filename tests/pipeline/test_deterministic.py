@@ -21,7 +21,9 @@ from jobs.train import train
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(3600)]
 
 
-def small(out: Path, name: str, steps: int, turns: int = 1, ranks: int = 1, seed: int = 0, **asynchrony) -> RunConfig:
+def small(
+    out: Path, name: str, steps: int, turns: int = 1, ranks: int = 1, seed: int = 0, engines: int = 1, **asynchrony
+) -> RunConfig:
     made = config(out, name, steps, "transformers", staleness=0, lora=0, deterministic=True, seed=seed)
     return RunConfig.model_validate(
         made.model_dump()
@@ -30,6 +32,7 @@ def small(out: Path, name: str, steps: int, turns: int = 1, ranks: int = 1, seed
             "eval": {"runs": 0},
             "rollout": made.rollout.model_dump() | {"turns": turns, "max_tokens": 64},
             "learner": made.learner.model_dump() | {"num_ranks": ranks, "cpus": 0.4},
+            "engine": made.engine.model_dump() | {"num_engines": engines},
             "curriculum": {"kind": "learnability"},
             "asynchrony": made.asynchrony.model_dump() | {"env_cpus": 0.2} | asynchrony,
         }
@@ -43,9 +46,9 @@ def weights(run: RunConfig) -> str:
 
 
 def test_weights_do_not_depend_on_who_is_faster_or_dies(ray_cluster, tmp_path):
-    """A run of other lanes and env workers, whose learner and whose buffer are killed, comes to the same."""
+    """A run of other lanes, env workers and engines, whose learner and whose buffer are killed, comes to the same."""
     one = small(tmp_path, "one", 8)
-    other = small(tmp_path, "other", 8, lanes=3, groups_per_tick=1, num_env_workers=2)
+    other = small(tmp_path, "other", 8, engines=2, lanes=3, groups_per_tick=1, num_env_workers=2)
     assert train(one) == 0
     reaper = Reaper(other, [("learner", signal.SIGKILL), ("buffer", signal.SIGKILL)], ends=False)
     reaper.start()

@@ -4,12 +4,11 @@ import json
 import os
 import random
 import signal
-import threading
 import time
 
 import pytest
 from orders import ORDERS, TAKEN
-from test_chaos import processes, small
+from test_chaos import Onlooker, processes, small
 from test_pipeline import lines
 
 from g1_ray.config import RunConfig
@@ -45,33 +44,23 @@ def test_a_rank_that_waits_for_others_is_told_from_one_that_does_not():
     assert not waits_for_others(deep + '  File "/x/torch/distributed/fsdp/state.py", line 1 in forward\n')
 
 
-class Staller(threading.Thread):
+class Staller(Onlooker):
     """Has somebody hang, waits for the note and for the run to go on, and so on; then has it stop."""
 
     def __init__(self, run: RunConfig, hangs: list[str]) -> None:
-        super().__init__(daemon=True)
-        self.run_config, self.hangs, self.faults = run, hangs, []
+        super().__init__(run)
+        self.hangs, self.faults = hangs, []
 
     def notes(self) -> list[dict]:
         return lines(self.run_config.folder, "notes.jsonl")
 
-    def steps(self) -> int:
-        file = self.run_config.folder / "metrics.jsonl"
-        return file.read_text().count("\n") if file.is_file() else 0
-
-    def until(self, ready, seconds: float) -> bool:
-        deadline = time.monotonic() + seconds
-        while not (over := ready()) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        return bool(over)
-
     def run(self) -> None:
         try:
-            assert self.until(lambda: self.steps() >= 2, 600), "no step was made"
+            assert self.until(lambda: len(self.steps()) >= 2, 600), "no step was made"
             for hang in self.hangs:
                 self.faults += [fault] if (fault := self.watched(hang)) else []
-                steps = self.steps()
-                assert self.until(lambda steps=steps: self.steps() >= steps + 2, 240), f"{hang}: it does not go on"
+                steps = len(self.steps())
+                assert self.until(lambda steps=steps: len(self.steps()) >= steps + 2, 240), f"{hang}: it does not go on"
         except Exception as error:  # noqa: BLE001 - told by the test
             self.faults.append(repr(error))
         finally:
