@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(3600)]
 
 
 def small(
-    out: Path, name: str, steps: int, turns: int = 1, ranks: int = 1, seed: int = 0, engines: int = 1, **asynchrony
+    out: Path, name: str, steps: int, turns: int = 1, ranks: int = 1, seed: int = 0, engines: int = 1, **asynchrony: int
 ) -> RunConfig:
     made = config(out, name, steps, "transformers", staleness=0, lora=0, deterministic=True, seed=seed)
     return RunConfig.model_validate(
