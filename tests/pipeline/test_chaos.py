@@ -25,7 +25,7 @@ from jobs.train import train
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(3600)]
 ROLES = {"env worker": "ray::EnvActor", "buffer": "ray::BufferActor", "engine": "ray::EngineActor",
          "learner": "ray::LearnerActor", "core": "EngineCore"}  # fmt: skip
-LATEST_S = {"env worker": 60, "buffer": 30, "engine": 180, "learner": 120, "core": 240}
+LATEST_S = {"env worker": 120, "buffer": 120, "engine": 240, "learner": 180, "core": 300}
 """From the kill to the next step, on two cores that others use too, a hang's notice included."""
 
 
@@ -77,10 +77,15 @@ class Reaper(Onlooker):
     """Kills, waits until the run has made another step, and so on; then has it stop, if it `ends` it."""
 
     def __init__(
-        self, run: RunConfig, kills: list[tuple[str, signal.Signals]], seed: int = 0, ends: bool = True
+        self,
+        run: RunConfig,
+        kills: list[tuple[str, signal.Signals]],
+        seed: int = 0,
+        ends: bool = True,
+        pause_s: float = 4.0,
     ) -> None:
         super().__init__(run)
-        self.kills, self.rng, self.ends = kills, random.Random(seed), ends
+        self.kills, self.rng, self.ends, self.pause_s = kills, random.Random(seed), ends, pause_s
         self.took: list[tuple[str, str, float]] = []
         """Role, signal, seconds to the next step."""
         self.late: list[str] = []
@@ -89,7 +94,7 @@ class Reaper(Onlooker):
         try:
             assert self.until(lambda: len(self.steps()) >= 2, 600), "no step was made"
             for role, number in self.kills:
-                time.sleep(self.rng.random() * 4)
+                time.sleep(self.rng.random() * self.pause_s)
                 assert self.until(lambda role=role: processes(role), 120), f"no {role}"
                 at, victim = time.time(), self.rng.choice(processes(role))
                 victim.send_signal(number)

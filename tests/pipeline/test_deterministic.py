@@ -50,7 +50,7 @@ def test_weights_do_not_depend_on_who_is_faster_or_dies(ray_cluster, tmp_path):
     one = small(tmp_path, "one", 8)
     other = small(tmp_path, "other", 8, engines=2, lanes=3, groups_per_tick=1, num_env_workers=2)
     assert train(one) == 0
-    reaper = Reaper(other, [("learner", signal.SIGKILL), ("buffer", signal.SIGKILL)], ends=False)
+    reaper = Reaper(other, [("learner", signal.SIGKILL), ("buffer", signal.SIGKILL)], ends=False, pause_s=0.0)
     reaper.start()
     assert train(other) == 0
     reaper.join()
