@@ -281,7 +281,7 @@ class EvalConfig(Section):
     baselines: dict[str, ModelName] = Field({}, description="models that the trained one is compared with: name = path")
     engine: Literal[""] | EngineName = Field("", description="who answers; default: engine.kind")
     timeout_s: float = Field(3600.0, gt=0, description="longest wait for news of a player")
-    lab_every: int = Field(0, ge=0, description="steps between looks into the lab, with and without true perception")
+    lab_every: int = Field(0, ge=0, description="steps between looks into the lab, and after the first; 0: never")
     lab_states: int = Field(64, ge=1, description="states of a game that the lab asks about")
 
     @model_validator(mode="after")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from g1_ray.config import RunConfig
     from g1_ray.evaluation.evaluation import Evaluation
     from g1_ray.evaluation.job import Entry
+    from g1_ray.models.words import Phrases
     from g1_ray.pipeline.run import Pipeline
     from g1_ray.runs.run_folder import RunFolder
 
@@ -49,8 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     from g1_ray.cluster.placement import check_run, this_machine
     from g1_ray.config import check_software, load_config
     from g1_ray.engines.make import check_engine
-    from g1_ray.models.find import check_model, model_path
-    from g1_ray.rollout.env_worker import check_prompts
+    from g1_ray.models.find import check_model
     from g1_ray.runs.run_folder import RunFolder
     from g1_ray.runs.trackers import check_trackers
 
@@ -73,7 +73,6 @@ def main(argv: list[str] | None = None) -> int:
         check_run(config, this_machine())
     for name, path in config.eval.baselines.items():
         check_model(path, f"eval.baselines.{name}")
-    check_prompts(config, model_path(config.model.path))
     return train(config, resume, cluster, args.cluster)
 
 
@@ -85,7 +84,7 @@ def _with_values(argv: Sequence[str]) -> list[str]:
 
 def train(config: "RunConfig", resume: bool = False, cluster: "Cluster | None" = None, cluster_file: str = "") -> int:
     """Runs it all; returns the exit status."""
-    folder = _open(config, resume, cluster, cluster_file)
+    folder, words = _open(config, resume, cluster, cluster_file)
 
     from g1_ray.logs import start_logging
 
@@ -93,18 +92,20 @@ def train(config: "RunConfig", resume: bool = False, cluster: "Cluster | None" =
     for look in folder.track():
         print(f"curves as they come: {look}", flush=True)
     with stopping_on_signals() as stop:
-        _run(config, folder, folder.latest() if resume else None, stop)
+        _run(config, words, folder, folder.latest() if resume else None, stop)
     return 0
 
 
-def _run(config: "RunConfig", folder: "RunFolder", checkpoint: Path | None, stop: threading.Event) -> None:
+def _run(
+    config: "RunConfig", words: "Phrases", folder: "RunFolder", checkpoint: Path | None, stop: threading.Event
+) -> None:
     """Trains, evaluates and reports, in the folder of the run; training is over early where it is to `stop`."""
     from g1_ray.models.find import model_path
     from g1_ray.pipeline.run import Pipeline
     from g1_ray.runs.progress import Progress
 
     begun = time.monotonic()
-    pipeline = Pipeline(config, model_path(config.model.path), folder)
+    pipeline = Pipeline(config, model_path(config.model.path), words, folder)
     evaluation = None
     try:
         with Progress(config) as progress:
@@ -142,11 +143,19 @@ def _run(config: "RunConfig", folder: "RunFolder", checkpoint: Path | None, stop
     print(f"{folder.path}: curves.png, {'eval/table.md, eval/*.webp, ' if results else ''}report.json, checkpoints")
 
 
-def _open(config: "RunConfig", resume: bool, cluster: "Cluster | None", cluster_file: str) -> "RunFolder":
-    """The run's folder, once there is a cluster with room for it; nothing is left behind where there is none."""
+def _open(
+    config: "RunConfig", resume: bool, cluster: "Cluster | None", cluster_file: str
+) -> tuple["RunFolder", "Phrases"]:
+    """The run's folder and the words of its prompts, once there is a cluster with room for it.
+
+    Nothing is left behind where there is none, and nothing is started where the model can't be asked.
+    """
     from g1_ray.cluster.join import connect
+    from g1_ray.models.find import model_path
+    from g1_ray.rollout.env_worker import phrases
     from g1_ray.runs.run_folder import RunFolder
 
+    words = phrases(config, model_path(config.model.path))
     folder = RunFolder.open(config, resume=resume)
     for key, change in folder.changed.items():
         print(visible(f"goes on with another {key}: {change}"), flush=True)
@@ -155,7 +164,7 @@ def _open(config: "RunConfig", resume: bool, cluster: "Cluster | None", cluster_
     except BaseException:
         folder.discard()
         raise
-    return folder
+    return folder, words
 
 
 def open_evaluation(config: "RunConfig", folder: Path, checkpoint: str) -> "Evaluation":

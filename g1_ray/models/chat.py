@@ -6,7 +6,7 @@ engine and learner can't see different prompts.
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 from transformers import AutoProcessor
 
 from envs import Codec, State, Task
-from envs.codec import TAG
 from g1_ray.models.pixels import PixelValues
 from g1_ray.models.template import templates
 from g1_ray.models.weights import check_files, told
+from g1_ray.models.words import Phrases, Words, core_of
 from g1_ray.types import Ints, Picture, Prompt
 
 SYSTEM = "You are a helpful assistant."
 _ANSWER = "THOUGHT\n</think>\nANSWER"
 
 
-class Chat:
+class Chat(Words):
     """Prompts of one model. `path` is a folder or name that Hugging Face's `AutoProcessor` loads.
 
     Raises `ValueError` where it does not, or gives no processor of pictures and text.
@@ -40,6 +40,10 @@ class Chat:
             self.tokenizer = self.processor.tokenizer
             self.image_processor = self.processor.image_processor
             self.image_token_id: int = self.processor.image_token_id
+            self.core = core_of(self.tokenizer)
+            if self.tokenizer.eos_token_id is None:
+                raise ValueError("its tokenizer names no eos_token, which ends an answer")
+            self.eos_token_id = int(self.tokenizer.eos_token_id)
         self._pixels: dict[Task, PixelValues] = {}
 
     @functools.cached_property
@@ -48,25 +52,6 @@ class Chat:
         names = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
         vocabulary = self.tokenizer.get_vocab()
         return tuple(sorted(vocabulary[name] for name in names if name in vocabulary))
-
-    @property
-    def eos_token_id(self) -> int:
-        """The token that ends an answer."""
-        return int(self.tokenizer.eos_token_id)
-
-    def prompt(self, history: Sequence[tuple[State, Ints | None]]) -> Prompt:
-        """The prompt for the last state of a history; the turns before it are states with the completions [C] given.
-
-        The rules stand with the first picture, so any tail of a history makes a whole prompt.
-        """
-        parts = [self.head(history[0][0].task)]
-        for _, completion in history[:-1]:
-            if completion is None:
-                raise ValueError("only the last turn of a history has no completion")
-            following = self.following(history[0][0].task)
-            ended = len(completion) > 0 and completion[-1] == self.eos_token_id
-            parts += [completion, following[1:] if ended else following]
-        return Prompt(np.concatenate(parts).astype(np.int32), tuple(state for state, _ in history))
 
     def conversation(self, messages: Sequence[Any], pictures: Sequence[Picture]) -> Prompt:
         """The prompt for messages of any kind, as the chat template takes them, whose pictures stand in `pictures`.
@@ -81,15 +66,20 @@ class Chat:
         repeats[places] = [self.pads_of(picture) for picture in pictures]
         return Prompt(np.repeat(ids, repeats).astype(np.int32), (), tuple(pictures))
 
+    def phrases(self, tasks: Iterable[Task], turns: int = 1) -> Phrases:
+        """What prompts about some tasks are made of. Raises `ValueError` as `head` does, and `following` for turns."""
+        tasks = list(tasks)
+        heads, followings = {t: self.head(t) for t in tasks}, {t: self.following(t) for t in tasks if turns > 1}
+        return Phrases(self.core, self.eos_token_id, self.opened, heads, followings)
+
     @functools.cached_property
-    def opened(self) -> str:
-        """The `<think>` that the template writes at the end of a prompt, where the answer begins; '' for most."""
+    def opened(self) -> str:  # type: ignore[override]
         found = re.search(r"<think>\s*\Z", self._render([{"role": "user", "content": [{"type": "image"}]}]))
         return found[0] if found else ""
 
     @functools.lru_cache(maxsize=256)  # noqa: B019 - a chat lives as long as its process
     def head(self, task: Task) -> Ints:
-        """What stands before the first answer, what the template opens included. Raises `ValueError` as `_ids` does."""
+        """What stands before the first answer. Raises `ValueError` where a template doesn't show one picture."""
         return self._ids(self._render(_asked(task)), self.pads(task))
 
     @functools.lru_cache(maxsize=256)  # noqa: B019
@@ -121,10 +111,6 @@ class Chat:
                 f"{self.path}: the chat template can't write a turn with a picture ({str(error)[:200]}).\n"
                 "Take chat_template.jinja from the model that this one was made of."
             ) from error
-
-    def ids(self, text: str) -> Ints:
-        """Text as tokens, nothing added."""
-        return np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
 
     def _ids(self, text: str, pads: int) -> Ints:
         """Of text with one picture in it."""
@@ -181,16 +167,6 @@ class Chat:
         features = 3 * its.temporal_patch_size * its.patch_size**2
         grid = np.array([[1, its.merge_size, its.merge_size]], np.int64)
         return np.zeros((its.merge_size**2, features), np.float32), grid
-
-    def decode(self, token_ids: Ints, begun: str = "") -> str:
-        """The words of an answer, without special tokens, after those that it was `begun` with.
-
-        A `<think>` that the template opens comes first, but where an answer opens its own, as those of a cold start do.
-        """
-        text: str = begun + self.tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
-        if self.opened and not any(tag[2].lower() == "think" and not tag[1] for tag in TAG.finditer(text)):
-            return self.opened + text
-        return text
 
 
 def _asked(task: Task) -> list[Any]:

@@ -24,6 +24,7 @@ from g1_ray.engines.make import engine_of_run, published_adapter
 from g1_ray.engines.weight_sync import SyncReport, pack_weights
 from g1_ray.learner.samples import batch_of, fault_of_group, is_flat
 from g1_ray.logs import start_logging
+from g1_ray.models.words import Phrases
 from g1_ray.pipeline.graph import Actors
 from g1_ray.pipeline.parts import Part, Where, waits, watched, where
 from g1_ray.pipeline.replay_buffer import ReplayBuffer
@@ -182,10 +183,10 @@ class BufferActor:
 class EnvActor(EnvWorker):
     """An env worker with a process of its own."""
 
-    def __init__(self, config: RunConfig, model_path: str, index: int) -> None:
+    def __init__(self, config: RunConfig, words: Phrases, index: int) -> None:
         start_logging(f"env-{index}", config.folder)
         self.stacks = watched(config.folder, f"env-{index}")
-        super().__init__(config, model_path)
+        super().__init__(config, words)
 
     def alive(self) -> Where:
         return where(self.stacks)
@@ -335,7 +336,9 @@ def unmade(config: RunConfig) -> tuple[Actors, dict[int, str]]:
     return Actors(buffer, nodes["env"], nodes["engine"], nodes["learner"]), names
 
 
-def hire(config: RunConfig, model_path: str, folder: str, tell: Callable[[str], None] = lambda text: None) -> Crew:
+def hire(
+    config: RunConfig, model_path: str, words: Phrases, folder: str, tell: Callable[[str], None] = lambda text: None
+) -> Crew:
     """Starts the actors of a run, each role in a placement group of its own, once there is room for all of them.
 
     `tell` hears what is waited for. Raises `RuntimeError` that names what the cluster does not have, and `ValueError`
@@ -373,7 +376,7 @@ def hire(config: RunConfig, model_path: str, folder: str, tell: Callable[[str], 
         ray.remote(BufferActor)
         .options(num_cpus=0, scheduling_strategy=here, max_restarts=-1, runtime_env={"env_vars": PROCESS_ENV})
         .remote(config, folder),
-        team("env", ray.remote(EnvActor), config, model_path, allow_out_of_order_execution=True),
+        team("env", ray.remote(EnvActor), config, ray.put(words), allow_out_of_order_execution=True),
         team("engine", ray.remote(EngineActor), config, model_path, max_concurrency=1000),
         team("learner", ray.remote(concurrency_groups={"watch": 1})(LearnerActor), config),
     )

@@ -18,6 +18,7 @@ from pathlib import Path
 import ray
 
 from g1_ray.config import RunConfig
+from g1_ray.models.words import Phrases
 from g1_ray.pipeline.actors import Receipt, StepSummary, hire
 from g1_ray.pipeline.checkup import Checkup, NoAnswer, await_parts, get, get_all
 from g1_ray.pipeline.graph import Executor, Finished, first_line, rollout_graph, train_graph
@@ -45,8 +46,8 @@ class Pipeline(Outliving):
     that names it. What a checkpoint holds is safe.
     """
 
-    def __init__(self, config: RunConfig, model_path: str, folder: RunFolder) -> None:
-        self.config, self.model_path, self.folder = config, model_path, folder
+    def __init__(self, config: RunConfig, model_path: str, words: Phrases, folder: RunFolder) -> None:
+        self.config, self.model_path, self.words, self.folder = config, model_path, words, folder
         self.version = 0
         self.failures = self.skipped = self._backs = 0
         self._should_stop: Callable[[], bool] = lambda: False
@@ -62,7 +63,7 @@ class Pipeline(Outliving):
 
         `tell` hears which parts are up.
         """
-        self.crew = hire(self.config, self.model_path, str(self.folder.path), tell)
+        self.crew = hire(self.config, self.model_path, self.words, str(self.folder.path), tell)
         actors = self.actors = self.crew.actors
         self.executor = Executor(self.config.asynchrony.tick_timeout_s)
         address = actors.learners[0].address.remote()
@@ -228,12 +229,14 @@ class Pipeline(Outliving):
 
     def _check_up(self, metrics: dict[str, float]) -> None:
         """Adds canary, evaluation and lab, where they are due; what a death breaks off is left out."""
-        for every, what, check in (
-            (self.config.canary_every, "the canary", lambda: self.checkup.canary(self.version)),
-            (self.config.eval.every, "the evaluation", lambda: self.checkup.evaluate(self.version)),
-            (self.config.eval.lab_every, "the lab", self.checkup.examine),
+        lab_every = self.config.eval.lab_every
+        for due, what, check in (
+            (self._is_due(self.config.canary_every), "the canary", lambda: self.checkup.canary(self.version)),
+            (self._is_due(self.config.eval.every), "the evaluation", lambda: self.checkup.evaluate(self.version)),
+            # After the first step too: what has been learned is told from where it began.
+            (self._is_due(lab_every) or (lab_every and self.version == 1), "the lab", self.checkup.examine),
         ):
-            if self._is_due(every):
+            if due:
                 try:
                     metrics.update(check())
                 except (ray.exceptions.RayError, BrokenOff) as error:

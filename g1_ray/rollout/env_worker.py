@@ -14,6 +14,7 @@ import numpy as np
 
 from envs import Codec, State
 from g1_ray.config import RunConfig
+from g1_ray.models.words import Phrases, Words
 from g1_ray.rollout.begun import described
 from g1_ray.rollout.referee import Referee
 from g1_ray.rollout.starts import draw_state
@@ -27,18 +28,22 @@ GAME_S = 30.0
 _T = TypeVar("_T")
 
 
-def check_prompts(config: RunConfig, model_path: str) -> None:
-    """Raises `ValueError` where a model can't be asked about the games of a run: at the start, and not by an actor."""
-    from g1_ray.models.chat import Chat
+def phrases(config: RunConfig, model_path: str) -> Phrases:
+    """What the prompts of a run are made of.
 
-    chat, room = Chat(model_path), config.engine.max_model_len
+    Raises `ValueError` where the model can't be asked about its games: at the start, and not by an actor.
+    """
+    from g1_ray.models.chat import Chat  # and with it transformers: only where it is used
+
+    turns, room = config.rollout.turns, config.engine.max_model_len
+    made = Chat(model_path).phrases([game.task() for game in config.games], turns)
     for game in config.games:
-        length = len(chat.head(game.task()))
-        if config.rollout.turns > 1:
-            length += min(config.rollout.turns - 1, config.rollout.window) * len(chat.following(game.task()))
+        length = len(made.head(game.task()))
+        if turns > 1:
+            length += min(turns - 1, config.rollout.window) * len(made.following(game.task()))
         if config.rollout.perception == "given":
             rng, fresh = np.random.default_rng(0), game.task().new_game()
-            length += len(chat.ids(described(Codec(game.task()), fresh.perception(), 0, rng)))
+            length += len(made.ids(described(Codec(game.task()), fresh.perception(), 0, rng)))
         if length + config.rollout.max_tokens > room:
             raise ValueError(
                 f"engine.max_model_len = {room}: a prompt about {game.name} takes {length} tokens, and leaves no room "
@@ -46,6 +51,7 @@ def check_prompts(config: RunConfig, model_path: str) -> None:
                 f"Give it {length + config.rollout.max_tokens}, the answer less, or the game smaller tiles "
                 "(perception.tile_px)."
             )
+    return made
 
 
 @contextlib.contextmanager
@@ -83,12 +89,9 @@ class EnvWorker:
     What a game raises, or that it hangs, is the fault of its group, which becomes `Spoiled`.
     """
 
-    def __init__(self, config: RunConfig, model_path: str) -> None:
-        from g1_ray.models.chat import Chat  # and with it transformers: only where it is used
-
-        self.config = config.rollout
-        self.chat = Chat(model_path)
-        opened = bool(self.chat.opened)
+    def __init__(self, config: RunConfig, words: Words) -> None:
+        self.config, self.words = config.rollout, words
+        opened = bool(words.opened)
         self.referees = {game.name: Referee(game, config.reward, opened) for game in config.games}
 
     def observe(self, tickets: Sequence[Ticket]) -> list[OpenGroup | Spoiled]:
@@ -101,9 +104,9 @@ class EnvWorker:
         if start is None:
             mix = referee.config.states.only(ticket.source)
             start = draw_state(referee.task, mix, seed_of("start", ticket.game, ticket.seed), referee.reward)
-        size, prompt = self.config.group_size, self.chat.prompt([(start, None)])
+        size, prompt = self.config.group_size, self.words.prompt([(start, None)])
         if begun := self._begun(ticket, start):
-            prompt = Prompt(np.concatenate([prompt.token_ids, self.chat.ids(begun)]), prompt.states)
+            prompt = Prompt(np.concatenate([prompt.token_ids, self.words.ids(begun)]), prompt.states)
         first = Request(prompt, size, seed_of("answer", ticket.seed, 0))
         return OpenGroup(ticket, start, (Rollout(),) * size, (first,), tuple(range(size)))
 
@@ -127,7 +130,7 @@ class EnvWorker:
         pairs = [(request, one) for request, all_of in zip(group.requests, answers, strict=True) for one in all_of]
         for number, (request, completion) in zip(group.waiting, pairs, strict=True):
             state = request.prompt.states[-1]
-            turn = referee.turn(state, request, completion, self.chat.decode(completion.token_ids, begun))
+            turn = referee.turn(state, request, completion, self.words.decode(completion.token_ids, begun))
             rollout = rollouts[number]
             rollouts[number] = Rollout((*rollout.turns, turn), over=turn.next_state.game().over)
         return self._ask(replace(group, rollouts=tuple(rollouts)))
@@ -144,7 +147,7 @@ class EnvWorker:
             turns = group.rollouts[number].turns
             kept = turns[len(turns) - min(self.config.window, len(turns)) :]
             history = [(turn.prompt.states[-1], turn.completion.token_ids) for turn in kept]
-            prompt = self.chat.prompt([*history, (turns[-1].next_state, None)])
+            prompt = self.words.prompt([*history, (turns[-1].next_state, None)])
             requests.append(Request(prompt, 1, seed_of("answer", group.ticket.seed, len(turns), number)))
         return replace(group, requests=tuple(requests), waiting=waiting)
 
@@ -164,8 +167,8 @@ class EnvWorker:
             seed = seed_of("canary", referee.config.name)
             state = draw_state(referee.task, referee.config.states, seed, referee.reward)
             game = state.game()
-            answer = self.chat.ids(referee.codec.write(game.perception(), "", game.legal_actions()[0]))
-            shown = self.chat.prompt([(state, None)])
+            answer = self.words.ids(referee.codec.write(game.perception(), "", game.legal_actions()[0]))
+            shown = self.words.prompt([(state, None)])
             looks = replace(state.task.perception, blank=1)
             blank = replace(shown, states=(State(replace(state.task, perception=looks), state.data),))
             sequences += [(shown, answer), (shown, answer), (blank, answer), (Prompt(answer[:1], ()), answer[1:])]

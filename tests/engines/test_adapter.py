@@ -19,7 +19,7 @@ from g1_ray.engines.weight_sync import pack_weights
 from g1_ray.learner.learner import Learner
 from g1_ray.models.find import MODELS
 from g1_ray.models.weights import vision_tower
-from g1_ray.rollout.env_worker import EnvWorker
+from g1_ray.rollout.env_worker import EnvWorker, phrases
 from g1_ray.types import Floats, Request, Sampling
 
 SLOW = [pytest.mark.slow, pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")]
@@ -36,7 +36,7 @@ class Trio:
         self.runner = asyncio.Runner()
         self.run = self.runner.run
         self.run(self.engine.start())
-        self.canaries = EnvWorker(config, config.model.path).canaries()
+        self.canaries = EnvWorker(config, phrases(config, config.model.path)).canaries()
 
     def adapter(self) -> np.ndarray:
         return pack_weights(self.learner.adapter().items(), self.learner.dtype)

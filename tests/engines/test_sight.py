@@ -13,7 +13,7 @@ from g1_ray.engines.make import engine_of_run
 from g1_ray.engines.weight_sync import BlindError, check_sight
 from g1_ray.learner.learner import Learner
 from g1_ray.models.chat import Chat
-from g1_ray.rollout.env_worker import EnvWorker
+from g1_ray.rollout.env_worker import EnvWorker, phrases
 from g1_ray.types import Request
 
 
@@ -27,7 +27,7 @@ class Pair:
         self.engine: Any = engine_of_run(config, toys.tiny_model())
         self.runner = asyncio.Runner()
         self.runner.run(self.engine.start())
-        self.canaries = EnvWorker(config, toys.tiny_model()).canaries()
+        self.canaries = EnvWorker(config, phrases(config, toys.tiny_model())).canaries()
 
     def check(self) -> None:
         scored = {

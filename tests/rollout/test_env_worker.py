@@ -1,10 +1,13 @@
+import pickle
 import shutil
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from envs import Codec
+from envs import Codec, State, Task
 from envs.lookahead import look_ahead
 from envs.players import PLAYERS
 from envs.rewards import score
@@ -13,7 +16,7 @@ from g1_ray.models.chat import Chat
 from g1_ray.models.find import MODELS
 from g1_ray.report.explain import explain_answer
 from g1_ray.rollout import env_worker
-from g1_ray.rollout.env_worker import EnvWorker
+from g1_ray.rollout.env_worker import EnvWorker, phrases
 from g1_ray.types import Completion, Spoiled, Ticket
 
 MODEL = str(MODELS / "tiny-base")
@@ -42,6 +45,10 @@ def chat() -> Chat:
     return Chat(MODEL)
 
 
+def worker_of(config: RunConfig, path: str = MODEL) -> EnvWorker:
+    return EnvWorker(config, phrases(config, path))
+
+
 def completion(chat: Chat, text: str) -> Completion:
     ids = np.array([*chat.tokenizer(text, add_special_tokens=False)["input_ids"], chat.eos_token_id], np.int32)
     return Completion(ids, np.zeros(len(ids), np.float32), np.zeros(len(ids), np.int32), "stop")
@@ -54,7 +61,7 @@ def good_answer(state, player: str = "greedy") -> str:
 
 
 def test_prompts_are_what_the_processor_makes(chat):
-    worker = EnvWorker(config(), MODEL)
+    worker = worker_of(config())
     (play,) = worker.observe([Ticket(0, "2048", 7, 0)])
     (request,) = play.requests
     messages = [
@@ -70,11 +77,35 @@ def test_prompts_are_what_the_processor_makes(chat):
     assert request.num_answers == 3 and play.waiting == (0, 1, 2)
 
 
+AS_A_WORKER = """
+import pickle, sys
+from g1_ray.rollout.env_worker import EnvWorker
+config, words, ticket, text = pickle.load(sys.stdin.buffer)
+worker = EnvWorker(config, words)
+(group,) = worker.observe([ticket])
+made = group.requests[0].prompt.token_ids.tolist(), worker.words.decode(worker.words.ids(text))
+heavy = {"torch", "transformers"} & set(sys.modules)
+pickle.dump((made, heavy), sys.stdout.buffer)
+"""
+
+
+def test_a_worker_has_the_same_words_without_the_libraries_that_made_them(chat):
+    its, text, ticket = config(turns=2), good_answer(State.start(Task.make("2048"), 0)), Ticket(0, "2048", 7, 0)
+    given = pickle.dumps((its, phrases(its, MODEL), ticket, text))
+    done = subprocess.run([sys.executable, "-c", AS_A_WORKER], input=given, stdout=subprocess.PIPE, check=True)
+    (prompt, said), heavy = pickle.loads(done.stdout)
+    (group,) = worker_of(its).observe([ticket])
+    assert prompt == group.requests[0].prompt.token_ids.tolist()
+    assert said == text and not heavy
+    whole = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert chat.ids(text).tolist() == whole and chat.tokenizer.decode(whole, skip_special_tokens=True) == text
+
+
 @pytest.mark.parametrize("wrong", [0, 3])
 def test_answers_go_on_from_a_description_that_is_given(chat, wrong):
-    worker = EnvWorker(config(perception="given", wrong_cells=wrong), MODEL)
+    worker = worker_of(config(perception="given", wrong_cells=wrong))
     plays = worker.observe([Ticket(0, "2048", 7, 0), Ticket(1, "shisen", 8, 0)])
-    own = EnvWorker(config(), MODEL).observe([play.ticket for play in plays])
+    own = worker_of(config()).observe([play.ticket for play in plays])
     answers = []
     for play, without in zip(plays, own, strict=True):
         begun, whole = len(without.requests[0].prompt.token_ids), play.requests[0].prompt.token_ids
@@ -93,7 +124,7 @@ def test_answers_go_on_from_a_description_that_is_given(chat, wrong):
 
 
 def test_a_group_is_scored_on_forks_of_one_state(chat):
-    worker = EnvWorker(config(), MODEL)
+    worker = worker_of(config())
     plays = worker.observe([Ticket(0, "2048", 7, 0), Ticket(1, "shisen", 8, 0)])
     answers = []
     for play in plays:
@@ -112,7 +143,7 @@ def test_a_group_is_scored_on_forks_of_one_state(chat):
 def test_a_legal_move_earns_what_play_after_it_does_where_a_run_looks_ahead(chat):
     its = config().model_dump(mode="json")
     its["games"][0] |= {"lookahead": 5, "reward": "score"}
-    worker = EnvWorker(RunConfig.model_validate(its), MODEL)
+    worker = worker_of(RunConfig.model_validate(its))
     plays = worker.observe([Ticket(0, "2048", 7, 0)])
     start = plays[0].start
     legal = start.game().legal_actions()
@@ -125,7 +156,7 @@ def test_a_legal_move_earns_what_play_after_it_does_where_a_run_looks_ahead(chat
 
 
 def test_the_same_ticket_asks_the_same(chat):
-    one, two = EnvWorker(config(), MODEL), EnvWorker(config(), MODEL)
+    one, two = worker_of(config()), worker_of(config())
     ticket = Ticket(5, "2048", 99, 0)
     a, b = one.observe([ticket])[0], two.observe([ticket])[0]
     assert a.start == b.start and a.requests[0].seed == b.requests[0].seed
@@ -134,7 +165,7 @@ def test_the_same_ticket_asks_the_same(chat):
 
 
 def test_turns_follow_each_other_within_their_window(chat):
-    worker = EnvWorker(config(turns=3, window=1, group_size=2), MODEL)
+    worker = worker_of(config(turns=3, window=1, group_size=2))
     (play,) = worker.observe([Ticket(0, "2048", 7, 0)])
     first_prompt = play.requests[0].prompt
     for number in range(3):
@@ -173,20 +204,20 @@ def test_turns_follow_each_other_within_their_window(chat):
         ("<think>\n", "{perception}{answer}", 0.0),
     ],
 )
-def test_an_answer_is_judged_with_what_the_template_has_opened(tmp_path, opens, wrote, format):
+def test_an_answer_is_judged_with_what_the_template_has_opened(chat, tmp_path, opens, wrote, format):
     shutil.copytree(MODEL, tmp_path / "model")
     template = tmp_path / "model" / "chat_template.jinja"
     begin = "<|im_start|>assistant\n{% endif %}"
     text = template.read_text()
     assert begin in text
     template.write_text(text.replace(begin, begin.replace("{%", opens + "{%")))
-    worker = EnvWorker(config(), str(tmp_path / "model"))
+    worker = worker_of(config(), str(tmp_path / "model"))
     (group,) = worker.observe([Ticket(0, "2048", 7, 0)])
     (request,) = group.requests
     whole = good_answer(group.start)
     parts = {name: whole[whole.index(f"<{name}>") : whole.index(f"</{name}>") + len(name) + 3]
              for name in ("perception", "think", "answer")}  # fmt: skip
-    given = completion(worker.chat, wrote.format(**parts))
+    given = completion(chat, wrote.format(**parts))
     (scored,) = worker.score([group], [[[given] * 3]])
     (turn,) = scored.rollouts[0].turns
     assert turn.rewards["format"] == format
@@ -197,7 +228,7 @@ def test_an_answer_is_judged_with_what_the_template_has_opened(tmp_path, opens, 
 
 @pytest.mark.parametrize("what", ["raises", "hangs"])
 def test_a_game_that_raises_or_hangs_spoils_its_group_alone(chat, monkeypatch, what):
-    worker = EnvWorker(config(), MODEL)
+    worker = worker_of(config())
     monkeypatch.setattr(env_worker, "GAME_S", 0.5)
     tickets = [Ticket(number, "2048", number, 0) for number in range(3)]
     start = worker._start
