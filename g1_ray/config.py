@@ -230,6 +230,8 @@ class LearnerConfig(Section):
     labels: Labels = Field({}, description="what the labels of a rank's node have to be: name = value")
     one_node: bool = Field(False, description="all ranks on one node, where NVLink joins them")
     tokens_per_pack: int = Field(16384, ge=1, description="most tokens of a micro-batch")
+    keep_gathered_gb: float = Field(16.0, ge=0, description="in model.dtype, policy and reference: weights no larger "
+                                    "stay gathered through a step, larger ones for a layer at a time")  # fmt: skip
 
 
 class EngineConfig(Section):
@@ -339,6 +341,11 @@ class RunConfig(Section):
         (max_staleness + 1) x groups_per_step, after AReaL, arXiv 2505.24298, section 5.1.
         """
         return (self.asynchrony.max_staleness + 1) * self.rollout.groups_per_step
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether learners hold a second model, that the run started from; with adapters it is the one without them."""
+        return self.algorithm.kl_coef > 0 and not self.model.lora.rank
 
     @property
     def folder(self) -> Path:

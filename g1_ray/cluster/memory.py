@@ -26,7 +26,7 @@ SLACK = 1.1
 LOGITS_AT_ONCE = 1 << 27
 """Logits that the learner makes at a time; they are there in float32 three times, with gradient and softmax."""
 LEARNER_PROCESS = 1.0 * GB
-ENV_PROCESS = 0.9 * GB
+ENV_PROCESS = 0.2 * GB
 BUFFER_PROCESS = 0.6 * GB
 """Resident memory of processes with their libraries loaded and no model, on CPU."""
 CUDA_CONTEXT = 1.0 * GB
@@ -222,27 +222,36 @@ def learner_need(config: RunConfig, shape: ModelShape | None) -> Need:
     learner = config.learner
     parts = _learner_parts(config, shape) if shape else {}
     cpus, share = _some(learner.cpus, learner.gpus), min(1.0, learner.gpus)
-    return _need("learner rank", learner.num_ranks, cpus, learner.gpus, parts, LEARNER_PROCESS, share)
+    need = _need("learner rank", learner.num_ranks, cpus, learner.gpus, parts, LEARNER_PROCESS, share)
+    # A model is read into the node's memory, as it is stored, before its layers are divided.
+    read = BYTES[config.model.dtype] * shape.params if shape and learner.gpus else 0
+    return replace(need, node_memory=need.node_memory + read)
 
 
 def _learner_parts(config: RunConfig, shape: ModelShape) -> dict[str, float]:
     model, ranks = config.model, config.learner.num_ranks
     dtype = BYTES[model.dtype]
-    # A frozen vision tower is not divided over the ranks.
-    whole = shape.vision_params if model.freeze_vision else 0
-    frozen_model = dtype * ((shape.params - whole) / ranks + whole)
-    trained = shape.lora_params(model) if model.lora.rank else shape.params - whole
-    frozen_weights = frozen_model if model.lora.rank else dtype * whole
+    # A frozen vision tower is not divided over the ranks, and the reference has none.
+    whole = shape.vision_params if model.vision_is_frozen else 0
+    divided = shape.params - whole
+    trained = shape.lora_params(model) if model.lora.rank else divided
+    models = 2 if config.has_reference else 1
     return {
-        "weights": 4 * trained / ranks + frozen_weights,
+        "weights": 4 * trained / ranks + dtype * (whole + (divided / ranks if model.lora.rank else 0)),
         "gradients": 4 * trained / ranks,
         "Adam": 8 * trained / ranks,
-        # FSDP gathers the embeddings and two blocks at a time: the one that computes and the next.
-        "gathered layers": dtype * (shape.embedding_params + 2 * shape.text.params),
-        "reference": frozen_model if config.algorithm.kl_coef and not model.lora.rank else 0.0,
+        "gathered weights": models * dtype * _gathered(config, shape, divided),
+        "reference": (models - 1) * dtype * divided / ranks,
         "activations": SLACK * _activations(config, shape),
         "logits": 3.0 * 4 * min(LOGITS_AT_ONCE, config.learner.tokens_per_pack * shape.vocabulary),
     }
+
+
+def _gathered(config: RunConfig, shape: ModelShape, divided: int) -> int:
+    """Of each model, parameters that are there whole while it computes: all, or embeddings, the block and the next."""
+    models = 2 if config.has_reference else 1
+    kept = models * BYTES[config.model.dtype] * shape.params <= config.learner.keep_gathered_gb * GB
+    return divided if kept else shape.embedding_params + 2 * shape.text.params
 
 
 def _need(

@@ -21,8 +21,7 @@ import torch
 import torch.distributed as dist
 from pydantic import BaseModel
 from safetensors.torch import save_file
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.device_mesh import init_device_mesh
 from transformers.utils.logging import disable_progress_bar
 
 from envs import State
@@ -31,7 +30,8 @@ from g1_ray.files import read_json, write_json
 from g1_ray.learner.loss import LOSSES, Tokens, effective_sample_share, k3_kl
 from g1_ray.learner.optimizer import Optimizer, whole
 from g1_ray.learner.packs import Pack, packs_in_order, packs_of
-from g1_ray.learner.policy import Inputs, Picture, Policy, blocks_of, load_model
+from g1_ray.learner.policy import Inputs, Picture, Policy, load_model
+from g1_ray.learner.sharding import let_go, shard, stays_gathered
 from g1_ray.models.adapters import ADAPTER, WEIGHTS, tensor_name, write_config
 from g1_ray.models.card import Card
 from g1_ray.models.chat import Chat
@@ -44,8 +44,6 @@ from g1_ray.types import Batch, Floats, Ints, Prompt, Sample, StepReport
 log = logging.getLogger(__name__)
 _PICTURES = 64
 """Pictures that a frozen vision tower looks at in one call."""
-_KEPT_BYTES = 16 << 30
-"""Models that are no larger in the compute dtype stay gathered between forward and backward pass."""
 
 
 class Learner:
@@ -74,35 +72,16 @@ class Learner:
         model = self.config.model
         self.dtype: torch.dtype = getattr(torch, model.dtype)
         self.chat = Chat(model_path(model.path))
-        self.policy = self._sharded(Policy(self._load(trained=True), self.config.rollout.temperature), mesh)
-        self.reference: Policy | None = None
-        if self.config.algorithm.kl_coef and not model.lora.rank:
-            self.reference = self._sharded(Policy(self._load(trained=False), self.config.rollout.temperature), mesh)
+        policy = self._loaded(trained=True)
+        about = mesh, self.device, self.config, stays_gathered(policy, self.config)
+        self.policy = shard(policy, *about)
+        self.reference = shard(self._loaded(trained=False), *about) if self.config.has_reference else None
         self.optimizer = Optimizer(self.policy.model, self.config.optimizer)
         self.loss = LOSSES.find(self.config.algorithm.loss)
         log.info("rank %d of %d has %s", self.rank, self.world_size, model.path)
 
-    def _load(self, trained: bool) -> Any:
-        return load_model(self.config.model, self.config.seed, trained, self.device)
-
-    def _sharded(self, policy: Policy, mesh: DeviceMesh) -> Policy:
-        precision = MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32)
-        keep = sum(p.numel() for p in policy.parameters()) * self.dtype.itemsize <= _KEPT_BYTES
-        tower = vision_tower(policy.model)
-        # A frozen tower stays whole, outside of FSDP: it is run by itself, once a step for each picture.
-        outside = tower if tower is not None and self.config.model.vision_is_frozen else torch.nn.Module()
-        for block in blocks_of(policy.model):
-            if block not in set(outside.modules()):
-                fully_shard(block, mesh=mesh, mp_policy=precision, reshard_after_forward=not keep)
-        fully_shard(policy, mesh=mesh, mp_policy=precision, ignored_params=set(outside.parameters()))
-        for module in policy.modules():
-            if isinstance(module, FSDPModule):
-                module.set_gradient_divide_factor(1.0)
-                module.set_force_sum_reduction_for_comms(True)  # gloo has no other
-                # Shards are laid out anew at the first use: it is made now, before the optimizer holds on to them.
-                module.unshard()
-                module.reshard()
-        return policy
+    def _loaded(self, trained: bool) -> Policy:
+        return Policy(load_model(self.config.model, self.config.seed, trained), self.config.rollout.temperature)
 
     # A step
 
@@ -117,6 +96,8 @@ class Learner:
             return self._skip(batch, "no samples in the batch", {})
         pictures = self._look_at(packs)
         sums = self._total([self._accumulate(pack, pictures) for pack in packs])
+        if self.reference is not None:
+            let_go(self.reference)  # no backward pass does
         grad_norm = self.optimizer.grad_norm()
         metrics = self._metrics(sums, grad_norm, len(packs))
         if not math.isfinite(sums["loss"]) or not math.isfinite(grad_norm):
@@ -232,18 +213,8 @@ class Learner:
             with torch.no_grad():
                 logprobs = self.policy(self._inputs(pack, pictures)).cpu().numpy()
             scored += np.split(logprobs, np.flatnonzero(np.diff(pack.answers)) + 1)
-        self._let_go()
+        let_go(self.policy)
         return scored
-
-    def _let_go(self) -> None:
-        """Gives up gathered weights, as a backward pass does: they are copies, in the compute dtype.
-
-        Without it they would stay what the model computes with, and what `weights` reads, after `load` has changed
-        the shards.
-        """
-        for module in self.policy.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
 
     # Weights and checkpoints
 

@@ -23,7 +23,7 @@ from g1_ray.learner.packs import Pack
 from g1_ray.models import weights
 from g1_ray.models.adapters import inject
 from g1_ray.models.find import model_path
-from g1_ray.models.weights import vision_tower
+from g1_ray.models.weights import drop_tower, vision_tower
 from g1_ray.seeds import seed_of
 
 LOGITS = 1 << 27
@@ -37,26 +37,28 @@ _KEPT = 4096
 # Loading
 
 
-def load_model(
-    config: ModelConfig, seed: int = 0, trained: bool = True, device: str | torch.device = "cpu"
-) -> PreTrainedModel:
-    """The model, in train mode. What is trained is float32 (master weights), what is frozen has the config's dtype.
+def load_model(config: ModelConfig, seed: int = 0, trained: bool = True) -> PreTrainedModel:
+    """The model on the CPU, in train mode. What is trained is as it is stored, what is frozen has the config's dtype.
 
-    `seed` is for new adapters. `trained` False: frozen as a whole, without adapters: a reference. Raises `ValueError`
-    for a model that can't be run over packs.
+    `seed` is for new adapters. `trained` False: a reference, frozen as a whole, without adapters and without a vision
+    tower where that is frozen in the policy too, whose features it is given. Raises `ValueError` for a model that
+    can't be run over packs.
     """
-    model = weights.load_model(model_path(config.path), dtype=torch.float32, attn_implementation="sdpa")
+    path = model_path(config.path)
+    model = weights.load_model(path, dtype=weights.stored_dtype(path), attn_implementation="sdpa")
     _check(model, config.path)
     text = model.config.get_text_config()
     model.set_attn_implementation(
         {name: SEGMENTS for name in model.config.sub_configs if getattr(model.config, name) is text}
     )
     tower = vision_tower(model)
-    if tower is not None:
-        tower.config._attn_implementation = CHUNKS
+    assert tower is not None, "check_family asks for one"
+    tower.config._attn_implementation = CHUNKS
     model.requires_grad_(trained and not config.lora.rank)
-    if tower is not None and config.vision_is_frozen:
+    if config.vision_is_frozen:
         tower.requires_grad_(False)
+        if not trained:
+            drop_tower(model)
     if trained and config.lora.rank:
         model = _with_adapter(model, config, seed)
     dtype = getattr(torch, config.dtype)
@@ -65,7 +67,7 @@ def load_model(
             parameter.data = parameter.data.to(dtype)
     if config.gradient_checkpointing and trained:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model.to(device).train()  # rounded before: a card that is shared has no room for float32
+    return model.train()
 
 
 def _check(model: PreTrainedModel, path: str) -> None:
@@ -90,6 +92,8 @@ def _with_adapter(model: PreTrainedModel, config: ModelConfig, seed: int) -> Pre
     # peft draws from the global generator; ranks must draw the same.
     generator = torch.Generator().manual_seed(seed_of("lora", seed))
     for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.float()  # whatever the layers have that they are added to
         if ".lora_A." in name:
             fresh = torch.empty(parameter.shape)
             nn.init.kaiming_uniform_(fresh, a=math.sqrt(5), generator=generator)

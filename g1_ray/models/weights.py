@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from g1_ray.files import checked, read_json
 
 if TYPE_CHECKING:
+    import torch
     from torch.nn import Module
     from transformers import PreTrainedModel
 
@@ -80,6 +81,14 @@ def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
         raise ValueError(f"{file}: is broken or cut off ({_line(error)}).\nCopy or download it again.") from None
 
 
+def dtypes_in(file: Path) -> set[str]:
+    """Of the tensors of a safetensors file, as it calls them: "BF16", "F32"."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="np") as tensors:
+        return {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+
+
 def check_files(folder: Path, weights: bool = True) -> None:
     """Raises `ValueError` where a file of a model's folder is broken, or so large that reading it would not end."""
     held = weight_files(folder) if weights else []
@@ -100,14 +109,37 @@ def check_files(folder: Path, weights: bool = True) -> None:
 # Models
 
 
+TOWERS = ("visual", "vision_tower", "vision_model")
+"""What families call the part that makes features of pictures."""
+
+
 def vision_tower(model: "PreTrainedModel") -> "Module | None":
     """The part that makes features of pictures."""
     from torch.nn import Module
 
-    for name in ("visual", "vision_tower", "vision_model"):
+    for name in TOWERS:
         if isinstance(tower := getattr(model.base_model, name, None), Module):
             return tower
     return None
+
+
+def drop_tower(model: "PreTrainedModel") -> None:
+    """Leaves nothing of it: for a model that is given features."""
+    for name in TOWERS:
+        if hasattr(model.base_model, name):
+            setattr(model.base_model, name, None)
+
+
+def stored_dtype(path: str) -> "torch.dtype":
+    """What a model is stored as, a folder or a name in the Hub's cache: bfloat16 where all of it is, else float32."""
+    import torch
+    from huggingface_hub import try_to_load_from_cache
+
+    folder = Path(path)
+    if not folder.is_dir() and isinstance(cached := try_to_load_from_cache(path, "config.json"), str):
+        folder = Path(cached).parent
+    kinds = {kind for file in weight_files(folder) for kind in dtypes_in(file)} if folder.is_dir() else set()
+    return torch.bfloat16 if kinds == {"BF16"} else torch.float32
 
 
 def load_model(path: str, **options: Any) -> "PreTrainedModel":

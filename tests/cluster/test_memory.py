@@ -106,7 +106,10 @@ def test_the_learner_needs_what_its_options_say():
     assert states == pytest.approx(16 * trained + 2 * shape_of(QWEN_7B).vision_params)
     assert learner_bytes(run(learner={"num_ranks": 4}), "Adam") == learner_bytes(plain, "Adam") / 4
     assert learner_bytes(plain, "reference") == 0
-    assert learner_bytes(run(algorithm={"kl_coef": 0.01}), "reference") > 2 * trained
+    assert learner_bytes(run(algorithm={"kl_coef": 0.01}), "reference") == 2 * trained  # it has no tower
+    kept = learner_bytes(run(learner={"keep_gathered_gb": 17}), "gathered weights")
+    assert kept == 2 * trained > 4 * learner_bytes(plain, "gathered weights")  # 16.6 GB and more than 16
+    assert learner_bytes(run(learner={"keep_gathered_gb": 33}, algorithm={"kl_coef": 0.01}), "gathered weights") < kept
     lora = {"path": QWEN_7B, "lora": {"rank": 16}}
     assert learner_bytes(run(model=lora)) < 0.4 * learner_bytes(plain)
     assert learner_bytes(run(model=lora, algorithm={"kl_coef": 0.01})) == learner_bytes(run(model=lora))

@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 import torch
 import toys
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from g1_ray.config import RunConfig
 from g1_ray.learner import learner as module
 from g1_ray.learner.learner import Learner
+from g1_ray.learner.optimizer import whole
 from g1_ray.learner.packs import packs_of
+from g1_ray.learner.policy import Policy
 from g1_ray.learner.samples import batch_of
+from g1_ray.models.weights import stored_dtype, vision_tower
 from g1_ray.types import Batch, StepReport
 
 Weights = dict[str, torch.Tensor]
@@ -393,3 +397,42 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path):
 def test_ranks_and_config_must_agree():
     with pytest.raises(ValueError, match="learner.num_ranks is 2"):
         Learner(toys.config(num_ranks=2), 0, 1)
+
+
+def gathered(policy: Policy) -> bool:
+    groups = (m._get_fsdp_state()._fsdp_param_group for m in policy.modules() if isinstance(m, FSDPModule))
+    return any(not group.is_sharded for group in groups if group is not None)
+
+
+@pytest.mark.parametrize("freeze_vision", [True, False])
+def test_weights_that_stay_gathered_or_not_make_the_same_update(freeze_vision: bool):
+    about = dict(freeze_vision=freeze_vision, algorithm={"kl_coef": 0.02})
+    kept = toys.config(**about)
+    gone = kept.model_copy(update={"learner": kept.learner.model_copy(update={"keep_gathered_gb": 0.0})})
+    theirs, _ = after(kept, batch(kept), batch(kept, 4, 5))
+    with learner_of(gone) as learner:
+        assert (vision_tower(learner.reference.model) is None) == freeze_vision
+        for numbers in ((1, 2, 3), (4, 5)):
+            learner.step(batch(gone, *numbers))
+            assert not gathered(learner.policy) and not gathered(learner.reference)
+        assert_same(learner.weights(), theirs)
+
+
+def test_a_model_stored_in_half_precision_is_trained_in_float32(tmp_path: Path):
+    stored = AutoModelForImageTextToText.from_pretrained(toys.tiny_model(), dtype=torch.bfloat16)
+    stored.save_pretrained(tmp_path)
+    AutoProcessor.from_pretrained(toys.tiny_model()).save_pretrained(tmp_path)
+    config = toys.config(path=str(tmp_path), lora=0)
+    assert stored_dtype(str(tmp_path)) == torch.bfloat16 and stored_dtype(toys.tiny_model()) == torch.float32
+    with learner_of(config) as learner:
+        assert {t.shard.dtype for t in learner.optimizer.trained} == {torch.float32}
+        before = {name: tensor.float() for name, tensor in stored.state_dict().items()}
+        for name, tensor in learner.weights().items():
+            assert tensor.equal(before[name]), name
+        learner.step(batch(config))
+        trained = [whole(t.parameter) for t in learner.optimizer.trained]
+        assert not all(tensor.bfloat16().float().equal(tensor) for tensor in trained)  # finer than it was stored
+    adapted = toys.config(path=str(tmp_path), lora=4, dtype="bfloat16")
+    with learner_of(adapted) as learner:
+        assert {t.shard.dtype for t in learner.optimizer.trained} == {torch.float32}
+        assert not learner.step(batch(adapted)).skipped
