@@ -13,10 +13,11 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,8 @@ CANARY_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 """Nats. Measured on a tiny model: 2.5e-7 and 1.8e-3; models of billions of parameters differ some 20 times as much."""
 
 
+_KINDS = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
+"""What safetensors calls them."""
 CANARIES = 4
 """Sequences of a game: an answer to a board, the same again, the same with a blank picture, and without a prompt."""
 SIGHT = 1e-4
@@ -65,23 +68,47 @@ def pack_weights(parameters: "Iterable[tuple[str, torch.Tensor]]", dtype: "torch
     `model.named_parameters()`, a peft adapter is merged into them. Or, for an engine that takes it, all of the adapter
     alone, by the names of peft's files.
     """
-    from safetensors.torch import save
+    import torch
 
-    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in parameters}
-    return np.frombuffer(save(tensors), np.uint8)
+    tensors = {name: tensor.detach() for name, tensor in parameters}
+    header, end = {}, 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * dtype.itemsize
+        header[name] = {"dtype": _KINDS[str(dtype)], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # tensors are aligned
+    packed = np.empty(8 + len(text) + end, np.uint8)
+    packed[: 8 + len(text)] = np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8)
+    body = torch.from_numpy(packed)[8 + len(text) :]
+    for name, tensor in tensors.items():
+        begin, end = header[name]["data_offsets"]
+        body[begin:end].view(dtype).view(tensor.shape).copy_(tensor)  # the one copy there is, cast on its way
+    return packed
 
 
 def unpack_weights(weights: NDArray[np.uint8]) -> "dict[str, torch.Tensor]":
-    """The tensors of `pack_weights` by name."""
-    from safetensors.torch import load
+    """The tensors of `pack_weights` by name: the bytes themselves, not to be written to."""
+    import torch
 
-    return load(weights.tobytes())
+    length, header = _header(weights)
+    with warnings.catch_warnings(action="ignore"):  # that an array which came through Ray can't be written to
+        body = torch.from_numpy(weights)[8 + length :]
+    kinds = {kind: getattr(torch, name.removeprefix("torch.")) for name, kind in _KINDS.items()}
+    return {
+        name: body[slice(*about["data_offsets"])].view(kinds[about["dtype"]]).view(about["shape"])
+        for name, about in header.items()
+    }
 
 
 def packed_names(weights: NDArray[np.uint8]) -> list[str]:
-    """The names of what `pack_weights` packed, off the header of the safetensors format."""
+    """The names of what `pack_weights` packed."""
+    return list(_header(weights)[1])
+
+
+def _header(weights: NDArray[np.uint8]) -> tuple[int, dict[str, Any]]:
+    """Its length in bytes, and what it says of each tensor."""
     length = int.from_bytes(weights[:8].tobytes(), "little")
-    return [name for name in json.loads(weights[8 : 8 + length].tobytes()) if name != "__metadata__"]
+    return length, json.loads(weights[8 : 8 + length].tobytes())
 
 
 @contextlib.contextmanager

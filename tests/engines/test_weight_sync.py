@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from g1_ray.engines.weight_sync import (
@@ -23,6 +24,8 @@ def test_weights_arrive_as_they_were_sent() -> None:
     assert packed.dtype == np.uint8 and sorted(packed_names(packed)) == ["a.weight", "b"]
     arrived = unpack_weights(packed)
     assert all(torch.equal(arrived[name], tensor) for name, tensor in PARAMETERS)
+    as_a_file = safetensors.torch.load(packed.tobytes())  # which is how vLLM reads them
+    assert all(torch.equal(as_a_file[name], tensor) for name, tensor in PARAMETERS)
     half = unpack_weights(pack_weights(PARAMETERS, torch.bfloat16))
     assert half["a.weight"].dtype == torch.bfloat16 and half["a.weight"][1] == torch.tensor(1 / 3).bfloat16()
 
