@@ -56,6 +56,11 @@ def written(path: Path) -> Iterator[Path]:
     _remove(old)
 
 
+def folder_bytes(path: Path) -> int:
+    """Of all files in a folder; 0 where there is none."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else 0
+
+
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)

@@ -92,13 +92,11 @@ def train(config: "RunConfig", resume: bool = False, cluster: "Cluster | None" =
     for look in folder.track():
         print(f"curves as they come: {look}", flush=True)
     with stopping_on_signals() as stop:
-        _run(config, words, folder, folder.latest() if resume else None, stop)
+        _run(config, words, folder, stop)
     return 0
 
 
-def _run(
-    config: "RunConfig", words: "Phrases", folder: "RunFolder", checkpoint: Path | None, stop: threading.Event
-) -> None:
+def _run(config: "RunConfig", words: "Phrases", folder: "RunFolder", stop: threading.Event) -> None:
     """Trains, evaluates and reports, in the folder of the run; training is over early where it is to `stop`."""
     from g1_ray.models.find import model_path
     from g1_ray.pipeline.run import Pipeline
@@ -110,7 +108,7 @@ def _run(
     try:
         with Progress(config) as progress:
             progress.note("starting the actors")
-            pipeline.start(checkpoint, progress.note)
+            pipeline.start(folder.goes_on_from, progress.note)
             progress.note(f"started in {time.monotonic() - begun:.0f} s")
             progress.note(f"training from step {pipeline.version} on")
 

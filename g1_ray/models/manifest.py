@@ -23,9 +23,9 @@ def write_manifest(folder: Path, but: str) -> None:
         os.fsync(out.fileno())
 
 
-def fault_of(folder: Path, but: str = "") -> str:
+def fault_of(folder: Path, but: str = "", only: str = "") -> str:
     """What is wrong with a folder that has a manifest, in a line: '' for nothing. Reads every file, those of the
-    subfolder `but` aside."""
+    subfolder `but` aside, or `only` one."""
     if not (folder / MANIFEST).is_file():
         return f"{folder}: no {MANIFEST}; it is no checkpoint, or was not finished"
     try:
@@ -33,7 +33,7 @@ def fault_of(folder: Path, but: str = "") -> str:
         if not any(name.endswith(".safetensors") and "/" not in name for name in manifest):
             return f"{folder / MANIFEST}: lists no weights, so it is no checkpoint's"
         for name, checksum in manifest.items():
-            if but and name.startswith(f"{but}/"):
+            if (but and name.startswith(f"{but}/")) or (only and name != only):
                 continue
             if not part_of(folder, name).is_file():
                 return f"{folder}: {name} is missing"

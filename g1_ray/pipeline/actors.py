@@ -214,12 +214,12 @@ class LearnerActor:
             probe.bind(("", 0))
             return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
 
-    def setup(self, address: str) -> None:
-        self.learner.setup(address)
+    def setup(self, address: str) -> int:
+        return self.learner.setup(address)
 
     def load(self, checkpoint: str) -> tuple[int, dict[str, Any]]:
-        """Goes on from a checkpoint; returns its policy version and the buffer's books."""
-        books = self.learner.load(checkpoint)["buffer"]
+        """Goes on from a checkpoint that the driver has looked at; returns its version and the buffer's books."""
+        books = self.learner.load(checkpoint, checked=True)["buffer"]
         return self.learner.version, books
 
     def step(self, batch: Batch) -> StepReport:

@@ -27,7 +27,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 CALL_TIMEOUT_S = 600.0
-"""Longest wait for a single call outside of the graphs: a checkpoint, a canary, a batch of answers."""
+"""Longest wait for a single call outside of the graphs, e.g. a canary, but for what `patience` adds."""
+SLOWEST = 50e6
+"""Bytes a second that any disk reads or writes, shared as it may be. A checkpoint may have a hundred gigabytes."""
+
+
+def patience(num_bytes: float, limit_s: float = CALL_TIMEOUT_S) -> float:
+    """Longest wait, s, for what reads or writes so many bytes."""
+    return limit_s + num_bytes / SLOWEST
 
 
 class Checkup:

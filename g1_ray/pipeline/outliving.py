@@ -12,8 +12,9 @@ from typing import Any
 import ray
 
 from g1_ray.config import RunConfig
+from g1_ray.files import folder_bytes
 from g1_ray.pipeline.actors import START_TIMEOUT_S, StepSummary
-from g1_ray.pipeline.checkup import Checkup, get, get_all, named
+from g1_ray.pipeline.checkup import Checkup, get, get_all, named, patience
 from g1_ray.pipeline.graph import MAY_FAIL, Actors, Executor, Failure, Tick, actor_of, first_line
 from g1_ray.pipeline.parts import Part
 from g1_ray.pipeline.recovery import Recovery
@@ -40,6 +41,8 @@ class Outliving:
     checkup: Checkup
     version: int
     failures: int
+    _model_bytes: int
+    _checkpoint_bytes: int
     _backs: int
     _at_work: dict[int, tuple[Part, Part]]
     _should_stop: Callable[[], bool]
@@ -48,8 +51,8 @@ class Outliving:
         """Hands the learner's policy to the engines, outside of a step."""
         weights = [learner.weights.remote(None) for learner in self.actors.learners]
         report = StepReport(self.version, {}, Origin())
-        get_all([engine.load_policy.remote(weights[0], report) for engine in self.actors.engines])
-        get_all(weights[1:])
+        loading = [engine.load_policy.remote(weights[0], report) for engine in self.actors.engines]
+        get_all([*loading, *weights[1:]], patience(self._checkpoint_bytes))
 
     def _publish_back(self) -> None:
         """Hands it to those that are up, which may be ahead of it; who does not take it is brought back."""
@@ -202,10 +205,12 @@ class Outliving:
         self._ask_buffer("pause")
         checkpoint, told = self.folder.rewind()
         address = learners[0].actor.address.remote()
-        get_all([part.actor.setup.remote(address) for part in learners], START_TIMEOUT_S)
+        setting_up = [part.actor.setup.remote(address) for part in learners]
+        get_all(setting_up, patience(len(learners) * self._model_bytes, START_TIMEOUT_S))
         self.version, state = 0, None
         if checkpoint is not None:
-            self.version, state = get_all([part.actor.load.remote(str(checkpoint)) for part in learners])[0]
+            loading = [part.actor.load.remote(str(checkpoint)) for part in learners]
+            self.version, state = get_all(loading, patience(len(learners) * folder_bytes(checkpoint)))[0]
         self._ask_buffer("reopen", state)
         for part in learners:
             part.up, part.ping = True, None
@@ -226,7 +231,8 @@ class Outliving:
         state = self._ask_buffer("snapshot", self.version)
         path = self.folder.checkpoint(self.version)
         saving = [learner.save.remote(str(path), state) for learner in self.actors.learners]
-        get_all(saving, look=self.recovery.look, who=named("learner", range(len(saving)), "save"))
+        who = named("learner", range(len(saving)), "save")
+        get_all(saving, patience(2 * self._checkpoint_bytes), self.recovery.look, who)  # written, then checksummed
         self._ask_buffer("saved", self.version)
         self.folder.prune_checkpoints(self.config.keep_checkpoints)
         return path

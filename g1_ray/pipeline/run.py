@@ -18,9 +18,10 @@ from pathlib import Path
 import ray
 
 from g1_ray.config import RunConfig
+from g1_ray.files import folder_bytes
 from g1_ray.models.words import Phrases
-from g1_ray.pipeline.actors import Receipt, StepSummary, hire
-from g1_ray.pipeline.checkup import Checkup, NoAnswer, await_parts, get, get_all
+from g1_ray.pipeline.actors import START_TIMEOUT_S, Receipt, StepSummary, hire
+from g1_ray.pipeline.checkup import Checkup, NoAnswer, await_parts, get, get_all, patience
 from g1_ray.pipeline.graph import Executor, Finished, first_line, rollout_graph, train_graph
 from g1_ray.pipeline.outliving import BrokenOff, Outliving
 from g1_ray.pipeline.parts import Part
@@ -48,7 +49,8 @@ class Pipeline(Outliving):
 
     def __init__(self, config: RunConfig, model_path: str, words: Phrases, folder: RunFolder) -> None:
         self.config, self.model_path, self.words, self.folder = config, model_path, words, folder
-        self.version = 0
+        self.version = self._checkpoint_bytes = 0
+        self._model_bytes = folder_bytes(Path(model_path))
         self.failures = self.skipped = self._backs = 0
         self._should_stop: Callable[[], bool] = lambda: False
         self._told_at = 0.0
@@ -74,7 +76,10 @@ class Pipeline(Outliving):
         }
         if checkpoint is not None:
             parts["checkpoint"] = [learner.load.remote(str(checkpoint)) for learner in actors.learners]
-        await_parts(parts, tell)
+        readers = len(actors.learners) + len(actors.engines)
+        its = len(actors.learners) * folder_bytes(checkpoint) if checkpoint else 0
+        await_parts(parts, tell, patience(readers * self._model_bytes + its, START_TIMEOUT_S))
+        self._checkpoint_bytes = get(parts["learner"][0])
         tell("comparing the engines with the learner")
         if checkpoint is not None:
             self.version, state = get(parts["checkpoint"][0])

@@ -45,6 +45,7 @@ from g1_ray.files import (
     write_json,
     write_text,
 )
+from g1_ray.models.manifest import fault_of
 from g1_ray.runs import checkpoints
 from g1_ray.runs.shapes import Entry, Step
 from g1_ray.runs.trackers import Trackers
@@ -70,6 +71,8 @@ class RunFolder:
         self._made: list[Path] = []  # folders that were not there before it was opened, its own first
         self.changed: dict[str, str] = {}
         """Options that a run goes on with other than before, e.g. {"rollout.group_size": "8 -> 16"}."""
+        self.goes_on_from: Path | None = None
+        """The checkpoint, every byte of which has been looked at."""
 
     @classmethod
     def open(cls, config: RunConfig, resume: bool = False) -> "RunFolder":
@@ -84,17 +87,18 @@ class RunFolder:
         made = [folder for folder in (path, *path.parents) if not folder.exists()]
         lock = Lock(path)
         changed: dict[str, str] = {}
-        told = ["starts"]
+        checkpoint, told = None, ["starts"]
         try:
             if before:
                 changed = before._changes(config) if resume else {}
-                _, told = before.rewind()
+                checkpoint, told = before.rewind()
             write_text(path / "config.json", config.to_json())
         except BaseException:
             lock.release()
             raise
         folder = cls(path)
         folder._lock, folder.changed, folder._made = lock, changed, made
+        folder.goes_on_from = checkpoint if resume else None
         for line in [*told, *(f"{key}: {what}" for key, what in changed.items())]:
             folder.note(line)
         return folder
@@ -188,11 +192,13 @@ class RunFolder:
 
     def learned(self) -> dict[str, Any] | None:
         """What the curriculum had learned when the newest checkpoint was made, if there is one."""
-        if (latest := self.latest()) is None:
-            return None
-        books = read_json(latest / "learner" / "state.json")["extra"]["buffer"]
-        learned: dict[str, Any] | None = books.get("curriculum")
-        return learned
+        state = Path("learner", "state.json")
+        for checkpoint in reversed(self.checkpoints()):
+            if not fault_of(checkpoint, only=str(state)):  # all of it may be a hundred gigabytes
+                books = read_json(checkpoint / state)["extra"]["buffer"]
+                learned: dict[str, Any] | None = books.get("curriculum")
+                return learned
+        return None
 
     def keep_group(self, group: Group) -> None:
         """Stores a group's turns among the trajectories."""

@@ -399,6 +399,18 @@ def test_ranks_and_config_must_agree():
         Learner(toys.config(num_ranks=2), 0, 1)
 
 
+@pytest.mark.parametrize("options", [{}, {"lora": 4}, {"dtype": "bfloat16", "freeze_vision": False}])
+def test_how_large_a_checkpoint_will_be_is_known_at_the_start(tmp_path: Path, options: dict[str, object]):
+    """How long one is waited for follows from it."""
+    config = toys.config(**options)
+    learner = Learner(config)
+    size = learner.setup(toys.free_address())
+    learner.save(tmp_path / "step-0")
+    learner.close()
+    its = sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors"))
+    assert size == pytest.approx(its, rel=0.1)
+
+
 def gathered(policy: Policy) -> bool:
     groups = (m._get_fsdp_state()._fsdp_param_group for m in policy.modules() if isinstance(m, FSDPModule))
     return any(not group.is_sharded for group in groups if group is not None)

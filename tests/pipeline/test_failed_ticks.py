@@ -46,7 +46,7 @@ def pipeline(tmp_path, monkeypatch):
     """One whose buffer only listens."""
     monkeypatch.setattr(outliving, "get", lambda ref, *about, **more: ref)
     config = small_config(tmp_path)
-    made = Pipeline(config, "", None, RunFolder.open(config))
+    made = Pipeline(config, "none", None, RunFolder.open(config))
     made.failed = []
     fail = SimpleNamespace(remote=lambda *about: made.failed.append(about))
     made.actors = SimpleNamespace(buffer=SimpleNamespace(fail=fail), learners=())

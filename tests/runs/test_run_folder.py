@@ -111,7 +111,7 @@ def test_going_on_takes_back_what_came_after_the_checkpoint(tmp_path, task):
     assert len(list((folder.path / "trajectories").glob("*.parquet"))) == 2
 
     again = RunFolder.open(small_config(tmp_path, steps=900), resume=True)
-    assert again.config.steps == 900 and again.latest() == again.checkpoint(2)
+    assert again.config.steps == 900 and again.goes_on_from == again.latest() == again.checkpoint(2)
     assert again.num_steps == 2 and [line["step"] for line in lines(again.path / "metrics.jsonl")] == [1, 2]
     fates = [(fate.group, fate.fate, fate.reason) for fate in again.ledger()]
     lost = [(number, "dropped", "lost") for number in (0, 3, 4)]
@@ -125,6 +125,21 @@ def test_going_on_takes_back_what_came_after_the_checkpoint(tmp_path, task):
     assert json.loads((again.path / "report.json").read_text())["checkpoint"] == "checkpoints/step-2"
     wrong = again.write_report({**books, "trained": 4}, 2.0)
     assert not wrong["groups_add_up"] and not wrong["ledger_agrees"]
+
+
+def test_what_a_curriculum_had_learned_comes_from_the_newest_checkpoint_that_has_it_whole(tmp_path):
+    folder = RunFolder.open(small_config(tmp_path))
+    assert folder.goes_on_from is None and folder.learned() is None
+    for step in (1, 2):
+        with checkpoints.published(folder.checkpoint(step)) as beside:
+            (beside / "model.safetensors").write_bytes(b"weights")
+            (beside / "learner").mkdir()
+            state = {"extra": {"buffer": {"curriculum": {"step": step}}}}
+            (beside / "learner" / "state.json").write_text(json.dumps(state))
+    (folder.checkpoint(2) / "model.safetensors").write_bytes(b"wei")  # large, and not what is asked for
+    assert folder.learned() == {"step": 2}
+    (folder.checkpoint(2) / "learner" / "state.json").write_text("{}")
+    assert folder.learned() == {"step": 1}
 
 
 def test_going_on_without_a_checkpoint_starts_anew(tmp_path, task):
