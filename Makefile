@@ -8,7 +8,7 @@ QUICK = tests/rollout tests/runs $(patsubst %,tests/%.py,$(addprefix envs/test_,
 # A run starts half a dozen processes: each would compile PyTorch, transformers and vLLM again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: test quick install lint newest fuzz slow soak chaos bench demo paper serve clean
+.PHONY: test quick install lint newest fuzz slow soak chaos bench gpu demo paper serve clean
 
 test: lint
 	$(RUN) pytest -n 2 --dist loadgroup --durations=10
@@ -61,7 +61,22 @@ serve: install
 	$(RUN) jobs serve
 
 bench: install
-	$(RUN) jobs.bench envs
+	$(RUN) jobs bench envs
+
+# What a GPU says, in under ten minutes: `make gpu`, with `RUN="python3 -m"` where nothing can be installed. Its dry run needs none:
+# make gpu DEVICE=cpu SMALL=tiny LARGE= MINUTES=0.3 OUT=/tmp
+DEVICE ?= cuda
+SMALL ?= 0.1b
+LARGE ?= 3b
+MINUTES ?= 2
+OUT ?= docs/logs/gpu
+gpu:
+	mkdir -p $(OUT)
+	$(RUN) jobs bench learner --device $(DEVICE) --sizes $(SMALL) $(LARGE) --json $(OUT)/learner.json
+	$(RUN) jobs bench engine sync --device $(DEVICE) --sizes $(SMALL) --json $(OUT)/engine.json
+	$(RUN) jobs bench pipeline --device $(DEVICE) --minutes $(MINUTES) --json $(OUT)/pipeline.json
+	if $(RUN) vllm.version 2> /dev/null; then \
+	$(RUN) jobs bench engine sync --engine vllm --device $(DEVICE) --sizes $(SMALL) --json $(OUT)/vllm.json; fi
 
 # Trains two games in one run with vLLM, FSDP2 and Ray on this machine, and ends with a table of all players.
 demo: install

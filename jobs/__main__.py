@@ -25,7 +25,7 @@ COMMANDS = {
     "runs": "list runs: games, state, steps, best reward",
     "report": "write a page that shows a run or an evaluation: curves, tables, rollouts board by board",
     "export": "hand rollouts and evaluations to other tools: data sets with pictures, inspect-ai",
-    "bench": "measure the speed of the environments",
+    "bench": "measure speed: environments, learner, engine, weight sync, a whole run",
     "doctor": "look at this machine and say what is missing, and what helps",
     "completion": "print what makes a shell complete commands and options",
 }

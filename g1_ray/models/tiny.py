@@ -125,13 +125,19 @@ def make_tiny(
     *,
     text: Mapping[str, Any] | None = None,
     vision: Mapping[str, Any] | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
 ) -> None:
-    """Writes an untrained model, its tokenizer and its processor to the folder `out`."""
+    """Writes an untrained model, its tokenizer and its processor to the folder `out`.
+
+    `text` and `vision` are as in `tiny_config`; a large one is made on a GPU, and stored in half precision.
+    """
     tokenizer = make_tokenizer(tasks, phrases)
     ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL}
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(tiny_config(len(tokenizer), ids, text or {}, vision or {}))
+    model = model.to(getattr(torch, dtype))
     model.generation_config.eos_token_id = [ids["<|im_end|>"], ids["<|endoftext|>"]]
     model.generation_config.pad_token_id = ids["<|endoftext|>"]
     bounds = {"min_pixels": 28 * 28, "max_pixels": MAX_PIXELS}

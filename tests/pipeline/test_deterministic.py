@@ -18,7 +18,7 @@ from test_pipeline import check_books, config
 from g1_ray.config import RunConfig
 from jobs.train import train
 
-pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.xdist_group("deterministic"), pytest.mark.timeout(3600)]  # beside those of the group "ray"
 
 
 def small(

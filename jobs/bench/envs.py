@@ -1,10 +1,9 @@
 """Speed of the environments on one core, each figure beside `np.copyto` of equal bytes measured in the same run."""
 
+import argparse
 import os
-import platform
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,45 +12,24 @@ from PIL import Image
 from envs import State, Task, VLMGymEnv, VLMGymVectorEnv
 from envs.drawing import Renderer
 from envs.players import random_legal
-from g1_ray.files import check_writable, write_json
 from g1_ray.seeds import seed_of
-from jobs.options import Parser
+from jobs.bench import Row
 
-Row = dict[str, Any]
 STEPS = 4000
 
 
-def options() -> Parser:
-    """What the command takes."""
-    parser = Parser("bench", __doc__)
-    parser.add_argument("what", choices=["envs"], help="what to measure")
-    parser.add_argument("--json", metavar="FILE", help="also write the figures there")
-    return parser
-
-
-def main(argv: list[str] | None = None) -> int:
-    """`g1-ray bench envs`."""
-    args = options().parse_args(argv)
-    if args.json:
-        check_writable(Path(args.json))
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    per_case = (frame, steps, vector, pixel_values)
-    rows = [row for measure in per_case for name, task in CASES.items() if (row := measure(name, task))]
-    rows += logic()
-    width = max(len(row["what"]) for row in rows)
-    for row in rows:
-        print(f"{row['what']:<{width}}  " + "   ".join(f"{k} {_show(v)}" for k, v in row.items() if k != "what"))
-    if args.json:
-        about = {"python": platform.python_version(), "numpy": np.__version__}
-        write_json(Path(args.json), {**about, "rows": rows}, indent=1)
-    return 0
-
-
-def _show(value: Any) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def envs_rows(args: argparse.Namespace) -> Iterator[Row]:
+    """All of it, on one core."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else set()
+    try:
+        if cores:
+            os.sched_setaffinity(0, {min(cores)})
+        for measure in (frame, steps, vector, pixel_values):
+            yield from filter(None, (measure(name, task) for name, task in CASES.items()))
+        yield from logic()
+    finally:
+        if cores:
+            os.sched_setaffinity(0, cores)
 
 
 def seconds(*calls: Callable[[], Any], rounds: int = 15, each: float = 0.02) -> list[float]:
@@ -208,9 +186,3 @@ def pixel_values(name: str, task: Task) -> Row | None:
     )
     ratios = {"transformers/ours": times[2] / times[0], "given an array/ours": times[3] / times[0]}
     return {"what": f"pixel_values {name}", **{f"{w} ms": s * 1e3 for w, s in zip(ways, times, strict=True)}, **ratios}
-
-
-if __name__ == "__main__":
-    from jobs.__main__ import run
-
-    raise SystemExit(run("bench", main))

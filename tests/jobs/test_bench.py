@@ -1,0 +1,37 @@
+"""Measuring works, on the smallest models: `make gpu` does the same on a GPU."""
+
+import json
+
+import pytest
+
+from jobs.__main__ import main
+
+
+def rows(capsys, tmp_path, *argv):
+    file = tmp_path / "figures.json"
+    assert main(["bench", *argv, "--json", str(file)]) == 0
+    made = json.loads(file.read_text())["rows"]
+    told = capsys.readouterr().out.splitlines()
+    assert [line.partition("   ")[0] for line in told] == [row["what"] for row in made]
+    return made
+
+
+def test_a_learner_beside_padded_batches(capsys, tmp_path):
+    rounded, ours, theirs = rows(capsys, tmp_path, "learner")
+    assert 0 < rounded["log-probabilities off by, nats"] < 0.1
+    assert rounded["gradient norm / in float32"] == pytest.approx(1, abs=0.1)
+    assert theirs["ours/theirs"] == pytest.approx(ours["answers/s"] / theirs["answers/s"])
+
+
+def test_an_engine_and_weights_on_their_way_into_it(capsys, tmp_path):
+    answers, sync = rows(capsys, tmp_path, "engine", "sync")
+    assert answers["log-probabilities off the learner's by, nats"] < 1e-4 and answers["tokens/s"] > 0
+    assert sync["canary, nats"] < 1e-4 and sync["a sync left out is noticed"]
+
+
+def test_a_device_that_is_not_there_is_told(capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["bench", "learner", "--device", "cuda"]) == 2
+    assert "--device cuda: no GPU is to be seen" in capsys.readouterr().err
+    assert main(["bench", "everything"]) == 2
+    assert "'everything'" in capsys.readouterr().err
