@@ -189,6 +189,7 @@ def _section(experiment: Experiment, its: Sequence[Found], path: Path, runs: Pat
             for game in dict.fromkeys(one.game for one in mine):
                 parts.append(_verdict([one for one in mine if one.game == game]))
         of_config = [one for one in its if one.trial.config == config]
+        parts += _beside(of_config)
         if of_config:
             picture = path.parent / path.stem / f"{experiment.name}-{config}.png"
             picture.parent.mkdir(exist_ok=True)
@@ -199,6 +200,25 @@ def _section(experiment: Experiment, its: Sequence[Found], path: Path, runs: Pat
                 f"{one.trial.name}:\n\n{markdown(boards_table(runs / one.trial.name, one.game))}" for one in of_config
             ]
     return parts
+
+
+def _beside(its: Sequence[Found]) -> list[str]:
+    """Where answers to an R_acc are counted: each variant beside the first one, seed by seed."""
+    lines, reach = [], its[0].trial.experiment.reach if its else 0.0
+    first, *others = dict.fromkeys(one.trial.variant for one in its) if reach else [""]
+    for variant in others:
+        of = {name: {one.trial.seed: one for one in its if one.trial.variant == name} for name in (first, variant)}
+        pairs = [(of[first][seed], of[variant][seed]) for seed in of[first].keys() & of[variant].keys()]
+        answers = [(one.answers_to(reach), other.answers_to(reach)) for one, other in pairs]
+        shares = [other / one for one, other in answers if one and other]
+        share = f"{np.exp(np.mean(np.log(shares))):.2f}" if shares else "an unknown share"
+        more = [other.after.mean - one.after.mean for one, other in pairs]
+        lines.append(
+            f"- {variant} beside {first}: {share} of the answers to an R_acc of {reach:g}, each on the states that it "
+            f"draws; in the table after training {np.mean(more):+.1f} points, higher in {sum(m > 0 for m in more)} of "
+            f"{len(more)} seeds."
+        )
+    return lines
 
 
 def _draw(picture: Path, its: Sequence[Found]) -> None:

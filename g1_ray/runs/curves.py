@@ -180,6 +180,6 @@ def draw_curves(path: Path, curves: Mapping[str, str], lines: Lines) -> None:
         axes.grid(alpha=0.3)
         if curve in SHARES:
             axes.set_ylim(-0.02, 1.02)
-    if any(lines):
-        figure.axes[0].legend()
+    if any(lines):  # below, where it hides no line
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(6, len(lines)))
     figure.savefig(path, dpi=110)

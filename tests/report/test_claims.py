@@ -91,6 +91,17 @@ def test_the_page_says_which_claims_hold(tmp_path: Path, players: tuple[str, str
     assert (tmp_path / picture).stat().st_size > 10_000
 
 
+def test_variants_are_told_beside_the_first_one(tmp_path: Path) -> None:
+    claims = claims_of(variants={"plain": [], "other": ["rollout.group_size=4"]}, reach=0.5)
+    for trial in claims.experiments[0].trials():
+        player = "greedy" if trial.variant == "other" and trial.seed else "uniform"
+        finish(trial, tmp_path / "runs", {"base": "uniform", "G0": player}, 0.1)
+    write_page(tmp_path / "paper.md", claims, tmp_path / "runs")
+    (line,) = re.findall("- other beside plain: .*", (tmp_path / "paper.md").read_text())
+    assert "1.00 of the answers to an R_acc of 0.5" in line
+    assert re.search(r"after training \+[\d.]+ points, higher in 1 of 2 seeds", line)
+
+
 def test_what_is_not_run_is_said_and_names_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "paper.md"
     assert main(["--page-only", "--out", str(page), "--runs", str(tmp_path)]) == 0
