@@ -99,7 +99,9 @@ class BufferActor:
         start_logging("buffer", self.folder.path)
         self.stacks = watched(self.folder.path, "buffer")
         self.buffer = self._made()
-        if was_started_anew():
+        self.recovered = was_started_anew()
+        """Since its books came off the ledger, in which what the curriculum had learned since a checkpoint is not."""
+        if self.recovered:
             self.buffer.recover(self.folder.ledger_lines(), self.folder.learned())
             log.info("recovered: %s", self.buffer.books())
 
@@ -149,8 +151,11 @@ class BufferActor:
             metrics["sync/load_s"] = max(sync.load_s for sync in syncs)
         return StepSummary(replace(report, metrics=metrics), self.buffer.books())
 
-    async def snapshot(self, step: int) -> dict[str, Any]:
-        """The books for the checkpoint of a step, which is marked in the ledger."""
+    async def snapshot(self, step: int, exact: bool) -> dict[str, Any] | None:
+        """The books for the checkpoint of a step, which is marked in the ledger; None where they are to be `exact`, and
+        are not, as the buffer has died."""
+        if exact and self.recovered:
+            return None
         state = self.buffer.state_dict()
         self.folder.mark(step, state["books"]["issued"])
         return state
@@ -169,7 +174,7 @@ class BufferActor:
     async def reopen(self, state: dict[str, Any] | None) -> None:
         """Begins again with the books of a checkpoint, or with none; what is told of older tickets is refused."""
         self.folder = RunFolder(self.folder.path)
-        self.buffer = self._made()
+        self.buffer, self.recovered = self._made(), False
         if state:
             self.buffer.load_state_dict(state)
 
@@ -183,10 +188,11 @@ class BufferActor:
 class EnvActor(EnvWorker):
     """An env worker with a process of its own."""
 
-    def __init__(self, config: RunConfig, words: Phrases, index: int) -> None:
+    def __init__(self, config: RunConfig, words: Sequence["ray.ObjectRef[Phrases]"], index: int) -> None:
+        """`words`: one reference, in a list, or Ray would put it in place of itself, and could not start this anew."""
         start_logging(f"env-{index}", config.folder)
         self.stacks = watched(config.folder, f"env-{index}")
-        super().__init__(config, words)
+        super().__init__(config, ray.get(words[0]))
 
     def alive(self) -> Where:
         return where(self.stacks)
@@ -307,6 +313,8 @@ class Crew:
 
     actors: Actors
     groups: tuple[PlacementGroup, ...]
+    words: "ray.ObjectRef[Phrases]"
+    """Of the prompts: held for env workers that are started anew."""
 
     def parts(self) -> list[Part]:
         """The actors, for who watches them."""
@@ -371,13 +379,14 @@ def hire(
             made.append(remote.options(**options).remote(*arguments, index))
         return made
 
+    held = ray.put(words)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actors = Actors(
         ray.remote(BufferActor)
         .options(num_cpus=0, scheduling_strategy=here, max_restarts=-1, runtime_env={"env_vars": PROCESS_ENV})
         .remote(config, folder),
-        team("env", ray.remote(EnvActor), config, ray.put(words), allow_out_of_order_execution=True),
+        team("env", ray.remote(EnvActor), config, [held], allow_out_of_order_execution=True),
         team("engine", ray.remote(EngineActor), config, model_path, max_concurrency=1000),
         team("learner", ray.remote(concurrency_groups={"watch": 1})(LearnerActor), config),
     )
-    return Crew(actors, tuple(placed.values()))
+    return Crew(actors, tuple(placed.values()), held)

@@ -226,9 +226,14 @@ class Outliving:
             except Exception as error:  # noqa: BLE001 - the error that ends the run is the one to be told
                 self.folder.note(f"step {self.version} could not be saved: {first_line(error)}")
 
-    def save(self) -> Path:
-        """Writes the checkpoint of this step: every rank takes part, and the buffer's books go with it."""
-        state = self._ask_buffer("snapshot", self.version)
+    def save(self, last: bool = False) -> Path:
+        """Writes the checkpoint of this step: every rank takes part, and the buffer's books go with it.
+
+        Raises `BrokenOff` in a deterministic run whose buffer has died since the one before, but for the `last` step.
+        """
+        state = self._ask_buffer("snapshot", self.version, self.config.deterministic and not last)
+        if state is None:
+            raise BrokenOff("the buffer has died, and the run goes back with it")
         path = self.folder.checkpoint(self.version)
         saving = [learner.save.remote(str(path), state) for learner in self.actors.learners]
         who = named("learner", range(len(saving)), "save")

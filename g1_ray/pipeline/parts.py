@@ -177,7 +177,10 @@ class Part:
             return f"hangs: no sign of life for {now - self.asked:.0f} s" if now - self.asked > hang_s else ""
         ping, self.ping = self.ping, None
         try:
-            self.place = ray.get(ping)
+            place = ray.get(ping)
+            if self.place and (self.place.pid, self.place.created) != (place.pid, place.created):
+                return "died, and was started anew between two looks"
+            self.place = place
         except ray.exceptions.RayActorError as error:
             return f"died: {type(error).__name__}"
         except Exception as error:  # noqa: BLE001 - an engine that says what ended it

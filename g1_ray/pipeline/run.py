@@ -135,7 +135,7 @@ class Pipeline(Outliving):
             self._save_what_was_learned()
             raise
         if not self.folder.checkpoint(self.version).exists():
-            self.save()
+            self.save(last=True)
 
     def _keep_busy(self) -> None:
         """Starts a tick on every lane that has none, and the train graph's, wherever those that it takes are up."""
@@ -229,7 +229,7 @@ class Pipeline(Outliving):
         if self._is_due(self.config.checkpoint_every):
             try:
                 self.save()  # after the line: a run that goes on from a checkpoint has the lines of all steps before
-            except ray.exceptions.RayError as error:
+            except (ray.exceptions.RayError, BrokenOff) as error:
                 self._after_death("the checkpoint", error)
 
     def _check_up(self, metrics: dict[str, float]) -> None:

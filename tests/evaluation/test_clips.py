@@ -15,19 +15,20 @@ COLOURS = [(200, 30, 30), (30, 180, 60), (40, 60, 220), (240, 240, 240)]
 
 
 def decoded(path):
+    """Its frames; codec, format of pixels and frames a second, as they are told while the file is open."""
     with av.open(str(path)) as file:
-        return [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)], file.streams.video[0]
+        frames, stream = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)], file.streams.video[0]
+        return frames, (stream.codec_context.name, stream.codec_context.pix_fmt, stream.average_rate)
 
 
 def test_an_mp4_has_every_frame_with_its_colour_and_even_sides(tmp_path):
     frames = [Image.new("RGB", (101, 57), colour) for colour in COLOURS]
     clips._save(frames, tmp_path / "in" / "run.MP4", 500)
-    pictures, stream = decoded(tmp_path / "in" / "run.MP4")
+    pictures, about = decoded(tmp_path / "in" / "run.MP4")
     assert [picture.shape for picture in pictures] == [(58, 102, 3)] * len(COLOURS)
     for picture, colour in zip(pictures, COLOURS, strict=True):
         assert np.abs(picture[:56, :100].reshape(-1, 3).mean(0) - colour).max() < 6
-    about = stream.codec_context
-    assert (about.name, about.pix_fmt, stream.average_rate) == ("h264", "yuv420p", 2)
+    assert about == ("h264", "yuv420p", 2)
 
 
 NAMES = ["G1, T=1", "a-model-of-2026/checkpoints/step-100, greedy, of a long name " * 2]

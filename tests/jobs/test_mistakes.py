@@ -160,7 +160,8 @@ def test_a_module_says_what_its_command_says():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_module_can_be_run_itself(command):
-    text = (ROOT / "jobs" / f"{command}.py").read_text()
+    module = ROOT / "jobs" / command
+    text = (module / "__main__.py" if module.is_dir() else module.with_suffix(".py")).read_text()
     assert f'raise SystemExit(run("{command}", main))' in text
 
 

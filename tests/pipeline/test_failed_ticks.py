@@ -11,7 +11,7 @@ from folders import small_config
 
 ray = pytest.importorskip("ray")
 
-from g1_ray.pipeline import outliving, run  # noqa: E402
+from g1_ray.pipeline import actors, outliving, run  # noqa: E402
 from g1_ray.pipeline.actors import Receipt, StepSummary  # noqa: E402
 from g1_ray.pipeline.checkup import Checkup  # noqa: E402
 from g1_ray.pipeline.graph import Failure, Finished  # noqa: E402
@@ -227,3 +227,23 @@ def test_a_question_is_put_again_to_those_that_are_up(pipeline, monkeypatch):
     checkup.current, checkup.look = lambda: up, lambda: up.remove(0) if 0 in up else None
     assert asyncio.run(checkup._generate([10, 11, 12], None)) == [(1, 10), (1, 11), (1, 12)]
     assert asked[-1] == (1, 3)
+
+
+def test_books_off_the_ledger_are_in_no_checkpoint_of_a_deterministic_run(pipeline, monkeypatch):
+    """What the curriculum had learned is not in them: the run goes back to an older checkpoint."""
+    monkeypatch.setattr(outliving, "get_all", lambda refs, *about: refs)
+    monkeypatch.setattr(actors, "was_started_anew", lambda: True)
+    buffer = actors.BufferActor(pipeline.config, str(pipeline.folder.path))
+    pipeline.version = 4
+    pipeline._ask_buffer = lambda method, *about: asyncio.run(getattr(buffer, method)(*about))
+    saved = []
+    learner = SimpleNamespace(save=SimpleNamespace(remote=lambda path, state: saved.append(state)))
+    pipeline.actors.learners = [learner]
+    pipeline.save()
+    pipeline.config = pipeline.config.model_copy(update={"deterministic": True})
+    with pytest.raises(outliving.BrokenOff):
+        pipeline.save()
+    pipeline.save(last=True)  # nobody goes on from there within this run
+    asyncio.run(buffer.reopen(saved[0]))
+    pipeline.save()
+    assert len(saved) == 3 and all("books" in state for state in saved)

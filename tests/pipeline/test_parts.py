@@ -125,6 +125,21 @@ def test_a_part_that_does_not_answer_hangs_and_one_that_was_not_asked_for_long_d
     assert part.look(20) == "hangs: no sign of life for 21 s" and part.name == "engine 1"
 
 
+def test_a_part_that_is_another_process_has_died(monkeypatch):
+    """Ray starts an actor anew in less time than there is between two looks."""
+    now, pid = [100.0], [7]
+    monkeypatch.setattr(parts.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(parts.ray, "wait", lambda refs, timeout: (refs, []))
+    monkeypatch.setattr(parts.ray, "get", lambda ref: Where("node", pid[0], 1.0))
+    part = Part("buffer", 0, Asked())
+    said = []
+    for _ in range(3):
+        said += [part.look(20), part.look(20)]
+        now[0], pid[0] = now[0] + 5, 7 + len(said) // 4
+    assert said == ["", "", "", "", "", "died, and was started anew between two looks"]
+    assert part.place == Where("node", 7, 1.0)  # what is left of that one is buried
+
+
 def test_coroutines_tell_what_they_wait_for():
     async def inner():
         await asyncio.Event().wait()
