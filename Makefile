@@ -63,7 +63,7 @@ serve: install
 bench: install
 	$(RUN) jobs bench envs
 
-# What a GPU says, in under ten minutes: `make gpu`, with `RUN="python3 -m"` where nothing can be installed. Its dry run needs none:
+# What a GPU says, in under ten minutes: `make gpu`, with `RUN="python3 -m"` where nothing can be installed. Dry run without a GPU:
 # make gpu DEVICE=cpu SMALL=tiny LARGE= MINUTES=0.3 OUT=/tmp
 DEVICE ?= cuda
 SMALL ?= 0.1b

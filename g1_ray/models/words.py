@@ -4,6 +4,7 @@ A `Chat` makes them with the model's own processor, and with it transformers and
 process. `Phrases` are what it has made of some tasks, to be handed to processes that have neither.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class Words:
+class Words(ABC):
     """Prompts are put together from phrases that are tokenised once a task; answers stay the ids that were sampled."""
 
     core: "Tokenizer | PreTrainedTokenizerBase"
@@ -29,13 +30,13 @@ class Words:
     opened: str
     """The `<think>` that the template writes at the end of a prompt, where the answer begins; '' for most."""
 
+    @abstractmethod
     def head(self, task: Task) -> Ints:
         """What stands before the first answer, what the template opens included."""
-        raise NotImplementedError
 
+    @abstractmethod
     def following(self, task: Task) -> Ints:
         """From the end token of an answer to the start of the next one."""
-        raise NotImplementedError
 
     def prompt(self, history: Sequence[tuple[State, Ints | None]]) -> Prompt:
         """The prompt for the last state of a history; the turns before it are states with the completions [C] given.

@@ -41,11 +41,6 @@ def newest(root: Path) -> tuple[Path | None, dict[Path, str]]:
     return None, broken
 
 
-def latest(root: Path) -> Path | None:
-    """The newest checkpoint that is intact; None where there is none."""
-    return newest(root)[0]
-
-
 def prune(root: Path, keep: int) -> None:
     """Removes all but the newest `keep` checkpoints."""
     assert keep >= 2, f"keep = {keep}: one checkpoint may break, so two are kept"

@@ -235,10 +235,6 @@ class RunFolder:
         """The finished checkpoints, oldest first."""
         return checkpoints.checkpoints(self._checkpoints)
 
-    def latest(self) -> Path | None:
-        """The newest checkpoint that is intact."""
-        return checkpoints.latest(self._checkpoints)
-
     def prune_checkpoints(self, keep: int) -> None:
         """Removes all but the newest `keep`."""
         checkpoints.prune(self._checkpoints, keep)

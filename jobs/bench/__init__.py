@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from g1_ray.files import check_writable, write_json
-from jobs.options import Parser, check_numbers
+from jobs.options import Parser
 
 Row = dict[str, Any]
 """`what` was measured, and figures by name."""
@@ -39,7 +39,8 @@ def options() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     """`g1-ray bench`."""
     args = options().parse_args(argv)
-    check_numbers(args, minutes=0)
+    if not args.minutes > 0:
+        raise ValueError(f"--minutes {args.minutes:g}: must be more than 0")
     if args.json:
         check_writable(Path(args.json))
     if args.device == "cuda":

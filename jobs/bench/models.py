@@ -37,7 +37,7 @@ SHAPES: dict[str, dict[str, Mapping[str, Any]]] = {
 """By what --sizes calls them: what a tiny Qwen2.5-VL's shape is replaced with. The largest is Qwen2.5-VL-3B's own."""
 
 
-def run_of(folder: Path, size: str, device: str, dtype: str, kind: str = "transformers", **more: Any) -> RunConfig:
+def run_of(folder: Path, size: str, device: str, dtype: str, kind: str = "transformers") -> RunConfig:
     """A run on Shisen-Sho 6x6 with a model of this size, which is made where it is not there."""
     path = folder / size
     config = RunConfig.model_validate(
@@ -49,7 +49,6 @@ def run_of(folder: Path, size: str, device: str, dtype: str, kind: str = "transf
             "learner": {"gpus": float(device == "cuda"), "tokens_per_pack": 16384 if device == "cuda" else 4096},
             "engine": {"kind": kind, "gpus": float(device == "cuda"), "max_model_len": 512, "max_num_seqs": 256,
                        "memory_utilization": 0.3, "enforce_eager": True},
-            **more,
         }
     )  # fmt: skip
     if not path.exists():

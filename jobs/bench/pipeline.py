@@ -27,15 +27,16 @@ def pipeline_rows(args: argparse.Namespace) -> Iterator[Row]:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-3000:]}")
+        config = json.loads((Path(out) / "bench" / "config.json").read_text())["rollout"]
         lines = [json.loads(line) for line in (Path(out) / "bench" / "metrics.jsonl").read_text().splitlines()]
     tenth = max(1, len(lines) // 10)
     rewards = [line["shisen/reward"] for line in lines]
-    trained = sum(line["groups"] for line in lines[1:]) * 8
-    row: Row = {
+    # Those that a step trains on: a line's "groups" counts the flat ones, which are left out, too.
+    trained = (len(lines) - 1) * config["groups_per_step"] * config["group_size"]
+    yield {
         "what": f"pipeline, shisen 4x4, {args.engine}",
         "start to step 1, s": lines[0]["time"] - began, "steps": len(lines),
         "trained samples/s": trained / (lines[-1]["time"] - lines[0]["time"]) if len(lines) > 1 else float("nan"),
         "reward, first tenth": float(np.mean(rewards[:tenth])), "reward, last tenth": float(np.mean(rewards[-tenth:])),
         "sync pause ms": 1e3 * float(np.median([line["sync/pause_s"] for line in lines])),
     }  # fmt: skip
-    yield row

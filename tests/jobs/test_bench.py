@@ -33,5 +33,7 @@ def test_a_device_that_is_not_there_is_told(capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main(["bench", "learner", "--device", "cuda"]) == 2
     assert "--device cuda: no GPU is to be seen" in capsys.readouterr().err
+    assert main(["bench", "pipeline", "--minutes", "0"]) == 2
+    assert "--minutes 0: must be more than 0" in capsys.readouterr().err
     assert main(["bench", "everything"]) == 2
     assert "'everything'" in capsys.readouterr().err

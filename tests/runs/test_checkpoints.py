@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from g1_ray.models.manifest import MANIFEST, fault_of
-from g1_ray.runs.checkpoints import checkpoints, latest, prune, published
+from g1_ray.runs.checkpoints import checkpoints, newest, prune, published
 
 
 def write(folder: Path, text: str = "weights") -> None:
@@ -51,7 +51,7 @@ def test_an_unfinished_checkpoint_is_not_there(tmp_path: Path):
     assert checkpoints(tmp_path) == [tmp_path / "step-1"]
     write(tmp_path / "step-2")  # what the crash left is in nobody's way
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-1", "step-2"]
-    assert latest(tmp_path) == tmp_path / "step-2"
+    assert newest(tmp_path)[0] == tmp_path / "step-2"
 
 
 def test_a_checkpoint_replaces_an_older_one_of_its_step(tmp_path: Path):
@@ -61,12 +61,12 @@ def test_a_checkpoint_replaces_an_older_one_of_its_step(tmp_path: Path):
 
 
 def test_the_latest_is_the_newest_that_is_intact(tmp_path: Path):
-    assert latest(tmp_path) is None
+    assert newest(tmp_path)[0] is None
     for step in (9, 10, 100):
         write(tmp_path / f"step-{step}")
-    assert latest(tmp_path) == tmp_path / "step-100"
+    assert newest(tmp_path)[0] == tmp_path / "step-100"
     (tmp_path / "step-100" / "model.safetensors").write_text("?")
-    assert latest(tmp_path) == tmp_path / "step-10"
+    assert newest(tmp_path)[0] == tmp_path / "step-10"
 
 
 def test_the_newest_few_are_kept(tmp_path: Path):

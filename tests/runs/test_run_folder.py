@@ -111,7 +111,7 @@ def test_going_on_takes_back_what_came_after_the_checkpoint(tmp_path, task):
     assert len(list((folder.path / "trajectories").glob("*.parquet"))) == 2
 
     again = RunFolder.open(small_config(tmp_path, steps=900), resume=True)
-    assert again.config.steps == 900 and again.goes_on_from == again.latest() == again.checkpoint(2)
+    assert again.config.steps == 900 and again.goes_on_from == again.checkpoint(2)
     assert again.num_steps == 2 and [line["step"] for line in lines(again.path / "metrics.jsonl")] == [1, 2]
     fates = [(fate.group, fate.fate, fate.reason) for fate in again.ledger()]
     lost = [(number, "dropped", "lost") for number in (0, 3, 4)]
@@ -164,7 +164,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_a_cut_off_line_too(tmp_path):
         file.write('{"step": 3, "rew')
     folder.close()
     again = RunFolder.open(small_config(tmp_path), resume=True)
-    assert again.latest() == again.checkpoint(1) and again.num_steps == 1
+    assert again.goes_on_from == again.checkpoint(1) and again.num_steps == 1
     again.log(2, {"reward": 2.0})
     assert [line["step"] for line in lines(again.path / "metrics.jsonl")] == [1, 2]
 
@@ -200,7 +200,7 @@ def test_a_broken_checkpoint_is_told_kept_and_an_older_one_taken(tmp_path, caplo
     before = sorted(path.name for path in folder.checkpoint(2).iterdir())
     again = RunFolder.open(small_config(tmp_path), resume=True)
     again.close()
-    assert again.latest() == again.checkpoint(1) and again.num_steps == 1
+    assert again.goes_on_from == again.checkpoint(1) and again.num_steps == 1
     aside = folder.path / "checkpoints" / "broken-step-2"
     assert sorted(path.name for path in aside.iterdir()) == before
     told = [record.message for record in caplog.records]
