@@ -204,10 +204,21 @@ def read_lines(path: Path, shape: Any = None) -> list[Any]:
     A last line that a crash cut off is left out. Raises `ValueError` that names the file and the line.
     """
     data = read_bytes(path, MOST_BYTES_OF_LINES) if os.path.lexists(path) else b""
-    lines = _decoded(path, data[: data.rfind(b"\n") + 1]).split("\n")[:-1]
+    lines = _decoded(path, _whole_lines(data)).split("\n")[:-1]
     if len(lines) > MOST_LINES:
         raise ValueError(f"{path}: has {len(lines):,} lines, more than the {MOST_LINES:,} that such a file may have")
     return [_value(line, f"{path}, line {number}", shape) for number, line in enumerate(lines, 1)]
+
+
+def _whole_lines(data: bytes) -> bytes:
+    """What a killed process left of a JSONL file, without a last line that is cut off; one that lacks only its end of
+    line is whole."""
+    before, end, last = data.rpartition(b"\n")
+    if last.endswith(b"}"):  # what is cut off earlier closes nothing
+        with contextlib.suppress(ValueError):
+            json.loads(last)
+            return data + b"\n"
+    return before + end
 
 
 def write_lines(path: Path, lines: Sequence[Any]) -> None:
@@ -238,8 +249,8 @@ class Journal:
             if self.path.is_symlink():
                 raise ValueError(f"{self.path}: is a link, and what it leads to is not written on; put a file there")
             data = self.path.read_bytes() if self.path.is_file() else b""
-            if not data.endswith(b"\n"):  # what a killed process left of its last line goes
-                self.path.write_bytes(data[: data.rfind(b"\n") + 1])
+            if (mended := _whole_lines(data)) != data:
+                self.path.write_bytes(mended)
             self._file = self.path.open("a")
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()

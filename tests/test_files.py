@@ -1,5 +1,6 @@
 """Files and folders are whole or not there, and lines outlive a crash."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -149,3 +150,16 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog)
     monkeypatch.setattr(fcntl, "flock", flock)
     Lock(tmp_path)
     assert "no lock can be had (No locks available)" in caplog.text
+
+
+@pytest.mark.parametrize("cut", range(1, 22))
+def test_wherever_a_file_of_lines_is_cut_off_whole_lines_are_kept(tmp_path, cut):
+    whole = b'{"a": 1}\n{"b": {}}\n{}\n'
+    file = tmp_path / "lines.jsonl"
+    file.write_bytes(whole[:cut])
+    ends = {8: [{"a": 1}], 18: [{"a": 1}, {"b": {}}], 21: [{"a": 1}, {"b": {}}, {}]}
+    there = next((ends[end] for end in sorted(ends, reverse=True) if cut >= end), [])
+    assert read_lines(file) == there
+    with contextlib.closing(Journal(file)) as journal:
+        journal.append({"c": 2})
+    assert read_lines(file) == [*there, {"c": 2}]
