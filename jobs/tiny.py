@@ -64,12 +64,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if args.paper and args.train:
         raise ValueError("--paper: is for an untrained model; leave out --train, and train it with g1-ray coldstart")
-    from g1_ray.models.tiny import PAPER_TASKS, TASKS, make_tiny
+    from g1_ray.models.tiny import PAPER_TASKS, PAPER_TEXT, TASKS, make_tiny
 
     start = out / "untrained" if args.train else out
     if out.exists() and not (args.train and start.is_dir()) and (out.is_file() or any(out.iterdir())):
         raise ValueError(f"{out} holds something already, which is not written over; give another folder")
-    make_tiny(start, PAPER_TASKS if args.paper else TASKS, args.seed)
+    tasks, text = (PAPER_TASKS, PAPER_TEXT) if args.paper else (TASKS, {})
+    make_tiny(start, tasks, args.seed, text=text)
     if not args.train:
         print(f"wrote {out}")
     for name in MODELS if args.train else ():

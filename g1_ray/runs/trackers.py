@@ -92,18 +92,28 @@ def identity(path: Path, config: RunConfig) -> str:
 
 
 class TensorBoard:
-    """Event files in the run's folder. What an earlier session logged from the first step on is taken back."""
+    """Event files in the run's folder. What was logged before from a step on is taken back once that is made again."""
 
     def __init__(self, path: Path, config: RunConfig, step: int) -> None:
+        self._folder = path / "tensorboard"
+        self.look = shlex.join(["tensorboard", "--logdir", config.out])  # all runs, side by side
+        self._begin(step)
+
+    def _begin(self, step: int) -> None:
         from tensorboardX import SummaryWriter
 
-        folder = str(path / "tensorboard")
-        self._writer = SummaryWriter(folder, purge_step=step, filename_suffix=f".{step}", flush_secs=10)
-        self.look = shlex.join(["tensorboard", "--logdir", config.out])  # all runs, side by side
+        files = len(list(self._folder.glob("*")))  # their other names are whole seconds
+        suffix = f".{step}.{files}"
+        self._writer = SummaryWriter(str(self._folder), purge_step=step, filename_suffix=suffix, flush_secs=10)
+        self._next = step
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if step < self._next:  # the run went back to a checkpoint
+            self._writer.close()
+            self._begin(step)
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
+        self._next = step + 1
 
     def close(self) -> None:
         self._writer.close()

@@ -72,15 +72,16 @@ def test_metrics_are_json_and_go_to_tensorboard(tmp_path):
     folder.close()
     scalars = [(v.tag, e.step, v.simple_value) for e in events_in(folder) for v in e.summary.value]
     assert scalars == [("2048/reward", 1, 0.5), ("2048/reward", 2, 0.75)]
-    # Where a run goes on, TensorBoard is told to forget what was logged from there on.
+    # Where a run goes on, or back, TensorBoard is told to forget what was logged from there on.
     save_checkpoint(folder, 1)
     folder.mark(1, num_issued=0)
     again = RunFolder.open(small_config(tmp_path), resume=True)
     again.track()
-    again.log(2, {"2048/reward": 0.25})
+    for value in (0.25, 0.5):  # as after a learner's death
+        again.log(2, {"2048/reward": value})
     again.close()
     begun = [event.step for event in events_in(folder) if event.session_log.status == event.session_log.START]
-    assert begun == [1, 2]
+    assert begun == [1, 2, 2]
 
 
 def events_in(folder):
