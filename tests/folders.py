@@ -154,7 +154,7 @@ def write_evaluation(folder, config):
 
 METRICS = (
     *"reward r_acc p_acc flat_groups groups groups/in_flight groups/quarantined staleness_mean staleness_max".split(),
-    *"tokens_per_s sync/pause_s sync/load_s canary_nats inference_kl".split(),
+    *"tokens_per_s sync/pause_s sync/load_s sync/bytes canary_nats inference_kl".split(),
     *(f"recovered/{role}" for role in ("engine", "learner", "buffer", "env worker")),
 )
-"""Of a run's line, what jobs/grafana.json shows."""
+"""Of a run's line, what jobs/grafana.json shows, and more."""

@@ -47,6 +47,7 @@ class SyncReport:
     version: int
     """Policy version of the engine from now on."""
     num_bytes: int
+    """Of the weights, with their names: what comes to a node once, however many engines it has."""
     pause_s: float
     """How long no token was sampled."""
     load_s: float

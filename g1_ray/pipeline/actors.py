@@ -149,6 +149,7 @@ class BufferActor:
         if syncs:
             metrics["sync/pause_s"] = max(sync.pause_s for sync in syncs)
             metrics["sync/load_s"] = max(sync.load_s for sync in syncs)
+            metrics["sync/bytes"] = float(max(sync.num_bytes for sync in syncs))
         return StepSummary(replace(report, metrics=metrics), self.buffer.books())
 
     async def snapshot(self, step: int, exact: bool) -> dict[str, Any] | None:

@@ -11,13 +11,14 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"
 TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS.parent), str(TESTS / "pipeline")]
-os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
+sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "pipeline")]
+os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:3])
 
 import psutil  # noqa: E402
 import ray  # noqa: E402
@@ -116,6 +117,82 @@ def loss(folder: Path, part: str) -> dict[str, object]:
     return {"status": status, "lost": lost, "report": report, "folder": str(run.folder)}
 
 
+def received(settled_s: float = 3.0) -> dict[str, float]:
+    """Bytes of objects that have come to each living node from others, by its id, once they grow no more.
+
+    Ray's own count, of whole objects in pieces: what is below 100 KB travels within calls, and is not in it.
+    """
+    before: dict[str, float] = {}
+    while True:
+        now = {}
+        for node in ray.nodes():
+            address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+            lines = urllib.request.urlopen(address, timeout=10).read().decode().splitlines()
+            its = [line for line in lines if line.startswith("ray_object_manager_bytes{") and 'Type="Received"' in line]
+            now[node["NodeID"]] = sum(float(line.rpartition(" ")[2]) for line in its)
+        if now == before:
+            return now
+        before = now
+        time.sleep(settled_s)
+
+
+def traffic(folder: Path) -> dict[str, object]:
+    """Runs of a learner, two engines on a node and one on another: bytes that came to each node, and were loaded.
+
+    By what is trained, the whole language model or an adapter.
+    """
+    from test_pipeline import config
+
+    from g1_ray.cluster.memory import shape_of
+    from g1_ray.models.tiny import make_tiny
+    from jobs.train import train
+
+    quick = {"metrics_report_interval_ms": 500}
+    cluster = started(num_cpus=0, _system_config=quick)
+    where = {"learner": ("learner", 1), "two": ("inference", 2), "one": ("inference", 1), "env": ("env", 1)}
+    nodes = {
+        name: cluster.add_node(num_cpus=cpus, labels={"g1-ray-role": role}, object_store_memory=200_000_000).node_id
+        for name, (role, cpus) in where.items()
+    }
+    found: dict[str, object] = {}
+    for name, lora in (("whole", 0), ("adapter", 64)):
+        made = config(folder, name, 4, "transformers", staleness=1, lora=lora)
+        model = made.model.model_copy(update={"path": str(folder / "model")})
+        if not found:
+            heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
+            text = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, **heads}
+            make_tiny(model.path, [game.task() for game in made.games], 0, text=text)
+        at = {role: {"labels": {"g1-ray-role": role}, "cpus": 1.0} for role in ("learner", "inference")}
+        run = made.model_copy(
+            update={
+                "model": model,
+                "checkpoint_every": 0,
+                "canary_every": 0,
+                "algorithm": made.algorithm.model_copy(update={"skip_flat_groups": False}),  # nothing is learned here
+                "eval": made.eval.model_copy(update={"every": 0, "lab_every": 0, "runs": 0}),
+                "learner": made.learner.model_copy(update=at["learner"]),
+                "engine": made.engine.model_copy(update={**at["inference"], "num_engines": 3}),
+                "asynchrony": made.asynchrony.model_copy(update={"env_labels": {"g1-ray-role": "env"}}),
+            }
+        )
+        before = received()
+        status = train(run)
+        after = received()
+        parts = json.loads((run.folder / "status.json").read_text())["parts"]
+        shape = shape_of(model.path)
+        trained = shape.lora_params(model) if lora else shape.params - shape.vision_params
+        found[name] = {
+            "status": status,
+            "engines": {name: sum(p["name"].startswith("engine") and p["node"] == node for p in parts)
+                        for name, node in nodes.items()},
+            "came": {name: after[node] - before[node] for name, node in nodes.items()},
+            "trained": 4 * trained,
+            "frozen tower": 4 * shape.vision_params,
+            "loaded": [json.loads(line)["sync/bytes"] for line in (run.folder / "metrics.jsonl").open()],
+        }  # fmt: skip
+    return found
+
+
 def hidden(folder: Path) -> dict[str, object]:
     """A run whose learner is on a node that has another folder under the run's name: what it says, and what is left."""
     from test_chaos import small
@@ -204,7 +281,7 @@ def grow(folder: Path) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    scenario = {"arrivals": arrivals, "loss": loss, "hidden": hidden, "grow": grow}[sys.argv[1]]
+    scenario = {"arrivals": arrivals, "loss": loss, "traffic": traffic, "hidden": hidden, "grow": grow}[sys.argv[1]]
     print("\n" + json.dumps(scenario(Path(sys.argv[2]), *sys.argv[3:])))
     sys.stdout.flush()
     ray.shutdown()

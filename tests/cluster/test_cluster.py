@@ -29,15 +29,70 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
 
-def test_ray_accepts_the_cluster_file():
-    from ray.autoscaler._private.util import prepare_config, validate_config
+MIB = 1 << 20
+EC2 = {"m7i.4xlarge": (16, 65536, "", 0), "c7i.8xlarge": (32, 65536, "", 0),
+       "g6e.12xlarge": (48, 393216, "L40S", 4), "p5.48xlarge": (192, 2097152, "H100", 8)}  # fmt: skip
+"""What EC2 says of its machines (`aws ec2 describe-instance-types`): CPUs, MiB, kind and number of GPUs."""
 
-    prepared = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
-    validate_config(prepared)
-    kinds = prepared["available_node_types"]
+
+def described(name):
+    """A machine as EC2's API describes it, as far as Ray looks."""
+    cpus, memory, kind, number = EC2[name]
+    gpus = {"GpuInfo": {"Gpus": [{"Name": kind, "Count": number}]}} if kind else {}
+    return {"InstanceType": name, "VCpuInfo": {"DefaultVCpus": cpus}, "MemoryInfo": {"SizeInMiB": memory}, **gpus}
+
+
+def prepared():
+    """The cluster file with all that `ray up` fills in before it asks the cloud for anything."""
+    from ray.autoscaler._private.util import prepare_config
+
+    return prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
+
+
+def test_ray_accepts_the_cluster_file(monkeypatch):
+    """What `ray up` does before it needs an account: defaults, resources of EC2's machines, the schema.
+
+    What comes after that, roles, keys, networks and machines, needs an account, and is not checked.
+    """
+    pytest.importorskip("boto3")
+    from ray.autoscaler._private.aws import node_provider
+    from ray.autoscaler._private.util import validate_config
+
+    monkeypatch.setattr(node_provider, "list_ec2_instances", lambda region, credentials: map(described, EC2))
+    filled = node_provider.AWSNodeProvider.fillout_available_node_types_resources(prepared())
+    validate_config(filled)
+    kinds = filled["available_node_types"]
     assert set(kinds) == {"head", "env", "inference", "learner"}
     assert all(kinds[name]["min_workers"] < kinds[name]["max_workers"] for name in ("env", "inference", "learner"))
-    assert sum(kind["max_workers"] for kind in kinds.values()) <= prepared["max_workers"]
+    assert sum(kind["max_workers"] for kind in kinds.values()) <= filled["max_workers"]
+    assert len({kind["node_config"]["ImageId"] for kind in kinds.values()}) == 1
+    for name, kind in kinds.items():
+        cpus, memory, gpu, number = EC2[kind["node_config"]["InstanceType"]]
+        has = kind["resources"]
+        assert kind["labels"] == {"g1-ray-role": name}
+        assert has["CPU"] == (0 if name == "head" else cpus)
+        assert has.get("GPU", 0) == number and (not gpu or has[f"accelerator_type:{gpu}"] == 1)
+        # Ray keeps 30 % for the object store.
+        assert 0.6 * memory * MIB < has["memory"] <= 0.7 * memory * MIB or name == "head"
+
+
+def test_nodes_are_set_up_by_commands_that_a_shell_can_read(tmp_path):
+    made = prepared()
+    kinds = ("setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray", "initialization")
+    commands = {kind: made[f"{kind}_commands"] for kind in kinds}
+    assert commands["head_setup"] and commands["worker_setup"]
+    for command in (command for its in commands.values() for command in its):
+        read = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True)
+        assert read.returncode == 0 and not read.stderr, f"{command}: {read.stderr}"
+    (about_env,) = (command for command in commands["worker_setup"] if "RAY_AUTH_MODE" in command)
+    env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    for _ in range(2):  # a node may be set up again
+        subprocess.run(["bash", "-c", about_env], env=env, check=True, capture_output=True)
+    assert (tmp_path / ".profile").read_text() == (tmp_path / ".bashrc").read_text()
+    assert len((tmp_path / ".profile").read_text().splitlines()) == 1
+    start = commands["head_start_ray"][0].replace("ray stop", "echo $RAY_AUTH_MODE $PATH")
+    said = subprocess.run(["bash", "-c", start], env=env, check=True, capture_output=True, text=True).stdout
+    assert said.startswith(f"token {tmp_path}/venv/bin:")
 
 
 def test_each_role_of_the_cluster_preset_lands_on_its_own_nodes():

@@ -41,6 +41,20 @@ def test_a_run_outlives_the_loss_of_a_node(tmp_path, part):
     assert steps == list(range(1, report["steps"] + 1))
 
 
+def test_a_step_sends_each_node_one_copy_of_what_is_trained(tmp_path):
+    """However many engines it has: of the language model without its frozen tower, or of the adapter alone."""
+    for name, made in scenario("traffic", tmp_path).items():
+        trained, came, steps = made["trained"], made["came"], len(made["loaded"])
+        told = ", ".join(f"{node} {came[node] / 1e6:.3f} MB" for node in came)
+        print(f"\n{name}: {trained / 1e6:.3f} MB trained; to each node in {steps} steps {told}", end="")
+        assert made["status"] == 0 and steps == 4
+        assert made["engines"] == {"learner": 0, "two": 2, "one": 1, "env": 0}
+        assert all(trained < loaded < trained + made["frozen tower"] / 10 for loaded in made["loaded"])  # names, too
+        for node in ("two", "one"):
+            assert came[node] == pytest.approx(sum(made["loaded"]), rel=0.005)
+        assert came["env"] < 0.1 * trained  # the words of the prompts
+
+
 @pytest.mark.skipif(not can_unshare(), reason="needs a mount namespace of its own")
 def test_a_run_is_refused_where_a_node_has_another_folder_under_its_name(tmp_path):
     made = scenario("hidden", tmp_path)
