@@ -3,20 +3,15 @@
 No text is tokenised: a sample's tokens are those that the engine saw and sampled.
 """
 
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from g1_ray.config import AlgorithmConfig, RunConfig
-from g1_ray.rollout.judge import accuracies
-from g1_ray.rollout.patterns import patterns_of, thinking_of
-from g1_ray.runs.curves import PATTERNS
-from g1_ray.types import Batch, Group, Origin, Rollout, Sample, Turn
+from g1_ray.learner.tally import differ, origin_of, tally_of
+from g1_ray.types import Batch, Group, Rollout, Sample, Turn
 
-FLAT = 1e-6
-"""Returns that differ by no more are the same."""
 EPS = 1e-4
 """What is added to a group's standard deviation."""
 
@@ -26,8 +21,7 @@ EPS = 1e-4
 
 def is_flat(group: Group) -> bool:
     """Whether all its rollouts earn the same: it has no advantages, and teaches nothing (DAPO, arXiv 2503.14476)."""
-    totals = [rollout.total for rollout in group.rollouts]
-    return max(totals) - min(totals) <= FLAT
+    return not differ([rollout.total for rollout in group.rollouts])
 
 
 def fault_of_group(group: Group) -> str:
@@ -70,6 +64,11 @@ def group_advantages(returns: NDArray[np.floating], divide_by_std: bool) -> NDAr
     if divide_by_std:
         centred = centred / (returns.std(-1, ddof=1, keepdims=True) + EPS)
     return centred.astype(np.float32)
+
+
+def trained_on(group: Group, config: AlgorithmConfig) -> tuple[Sample, ...]:
+    """The samples of a group; none of a flat one where the config leaves those out."""
+    return () if config.skip_flat_groups and is_flat(group) else samples_of(group, config)
 
 
 def samples_of(group: Group, config: AlgorithmConfig) -> tuple[Sample, ...]:
@@ -143,70 +142,8 @@ def batch_of(
     """The batch that a step trains on, from groups without a fault (`fault_of_group`); `taken_at`: Unix time, s.
 
     Flat groups are left out where the config says so, and counted; `forgotten` ones, by game, are counted only.
-    Metrics that no answer bears on are left out.
     """
-    more = Counter(forgotten or {})
-    flat = [is_flat(group) for group in groups]
-    left_out = flat if config.algorithm.skip_flat_groups else [False] * len(groups)
-    trained = [group for group, leave_out in zip(groups, left_out, strict=True) if not leave_out]
-    samples = tuple(sample for group in trained for sample in samples_of(group, config.algorithm))
-    counts = len(groups) + more.total(), sum(flat) + more.total(), len(samples)
-    metrics = dict(zip(("groups", "flat_groups", "samples"), map(float, counts), strict=True))
-    metrics["tokens"] = float(sum(int(sample.loss_mask.sum()) for sample in samples))
-    turns = [turn for group in groups for turn in group.turns]
-    metrics |= _metrics_of_turns(turns, "")
-    metrics |= _metrics_of_staleness(turns, version)
-    by_game: dict[str, list[Group]] = defaultdict(list)
-    for group in groups:
-        by_game[group.ticket.game].append(group)
-    for game, its in sorted(by_game.items()):
-        metrics[f"{game}/groups"] = float(len(its) + more[game])
-        metrics[f"{game}/return"] = float(np.mean([rollout.total for group in its for rollout in group.rollouts]))
-        metrics[f"{game}/flat_groups"] = float(sum(map(is_flat, its)) + more[game])
-        metrics |= _metrics_of_turns([turn for group in its for turn in group.turns], f"{game}/")
-        metrics |= _metrics_of_patterns(its, f"{game}/")
-    oldest = min((group.min_version for group in trained), default=version)
-    return Batch(version, samples, Origin(metrics, oldest, taken_at))
-
-
-def _metrics_of_turns(turns: Sequence[Turn], scope: str) -> dict[str, float]:
-    """Means and shares; R_acc only where a board was read without an error."""
-    if not turns:
-        return {}
-    p_acc, r_acc = accuracies([turn.perception_exact for turn in turns], [turn.gain > 0 for turn in turns])
-    metrics = {
-        "reward": float(np.mean([turn.reward for turn in turns])),
-        "gain": float(np.mean([turn.gain for turn in turns])),
-        "legal": float(np.mean([turn.legal for turn in turns])),
-        "p_acc": p_acc,
-        "answer_tokens": float(np.mean([len(turn.completion.token_ids) for turn in turns])),
-        "cut_off": float(np.mean([turn.completion.finish_reason == "length" for turn in turns])),
-        "unreadable": float(np.mean([turn.action is None for turn in turns])),
-    }
-    if p_acc:
-        metrics["r_acc"] = r_acc
-    for part in sorted({part for turn in turns for part in turn.rewards}):
-        metrics[f"reward_{part}"] = float(np.mean([turn.rewards.get(part, 0.0) for turn in turns]))
-    for cause, count in sorted(Counter(turn.cause for turn in turns if turn.action is None).items()):
-        metrics[f"unreadable_{cause}"] = count / len(turns)
-    return {scope + name: value for name, value in metrics.items()}
-
-
-def _metrics_of_patterns(groups: Sequence[Group], scope: str) -> dict[str, float]:
-    """Shares of a game's answers whose thinking has each pattern."""
-    names = groups[0].start.task.renderer.names
-    found = [patterns_of(thinking_of(turn.text), names) for group in groups for turn in group.turns]
-    return {f"{scope}pattern_{name}": float(np.mean([name in its for its in found])) for name in PATTERNS}
-
-
-def _metrics_of_staleness(turns: Sequence[Turn], version: int) -> dict[str, float]:
-    """Over the sampled tokens, in optimizer steps; and the share of answers that more than one policy sampled."""
-    if not turns:
-        return {}
-    staleness = version - np.concatenate([turn.completion.versions for turn in turns])
-    several = [turn.completion.versions.min() != turn.completion.versions.max() for turn in turns]
-    return {
-        "staleness_mean": float(staleness.mean()),
-        "staleness_max": float(staleness.max()),
-        "several_versions": float(np.mean(several)),
-    }
+    samples = [trained_on(group, config.algorithm) for group in groups]
+    tallies = [tally_of(group, its) for group, its in zip(groups, samples, strict=True)]
+    origin = origin_of(tallies, version, taken_at, forgotten)
+    return Batch(version, tuple(sample for its in samples for sample in its), origin)

@@ -22,20 +22,18 @@ from g1_ray.cluster.storage import check_storage
 from g1_ray.config import RunConfig
 from g1_ray.engines.make import engine_of_run, published_adapter
 from g1_ray.engines.weight_sync import SyncReport, pack_weights
-from g1_ray.learner.samples import batch_of, fault_of_group, is_flat
 from g1_ray.logs import start_logging
 from g1_ray.models.words import Phrases
 from g1_ray.pipeline.graph import Actors
+from g1_ray.pipeline.parcels import Parcel, SealedBatch, opened, parcel_of, sealed_batch
 from g1_ray.pipeline.parts import Part, Where, waits, watched, where
 from g1_ray.pipeline.replay_buffer import ReplayBuffer
-from g1_ray.rollout.env_worker import EnvWorker
+from g1_ray.rollout.env_worker import EnvWorker, unspoiled
 from g1_ray.runs.run_folder import RunFolder
 from g1_ray.types import (
-    Batch,
     Completion,
     Fate,
     Floats,
-    Group,
     Ints,
     OpenGroup,
     Origin,
@@ -91,7 +89,7 @@ def was_started_anew() -> bool:
 
 
 class BufferActor:
-    """The replay buffer, where batches are made and the ledger and the rollouts are written."""
+    """The replay buffer, where the ledger and the rollouts are written."""
 
     def __init__(self, config: RunConfig, folder: str) -> None:
         self.config = config
@@ -106,15 +104,13 @@ class BufferActor:
             log.info("recovered: %s", self.buffer.books())
 
     def _made(self) -> ReplayBuffer:
-        skip_flat = self.config.algorithm.skip_flat_groups
-        flat = lambda group: skip_flat and is_flat(group)  # noqa: E731
-        return ReplayBuffer(self.config, fault_of_group, flat, self._keep, self.folder.log_books)
+        return ReplayBuffer(self.config, self._keep, self.folder.log_books)
 
-    def _keep(self, fate: Fate, group: Group | None) -> None:
+    def _keep(self, fate: Fate, group: Parcel | None) -> None:
         self.folder.log_fate(fate)
-        if group is not None:
+        if group is not None and group.rows:
             try:
-                self.folder.keep_group(group)
+                self.folder.keep_rows(group.rows)
             except Exception:  # a group that can't be stored must not keep others from being booked
                 log.exception("group %d is not among the trajectories", fate.group)
 
@@ -127,19 +123,19 @@ class BufferActor:
     async def admit(self, num_groups: int) -> list[Ticket]:
         return await self.buffer.admit(num_groups)
 
-    async def put(self, groups: Sequence[Group | Spoiled]) -> Receipt:
+    async def put(self, groups: Sequence[Parcel | Spoiled]) -> Receipt:
         await self.buffer.put(groups)
-        numbers = [(group.ticket.group, group.min_version) for group in groups if isinstance(group, Group)]
+        numbers = [(group.ticket.group, group.min_version) for group in groups if isinstance(group, Parcel)]
         return Receipt(numbers, self.buffer.flat_in_a_row, self.buffer.spoiled)
 
     async def fail(self, tickets: Sequence[Ticket], reason: str, blame: bool) -> None:
         await self.buffer.fail(tickets, reason, blame)
 
-    async def take(self, version: int) -> Batch | None:
+    async def take(self, version: int) -> SealedBatch | None:
         groups, flat, forgotten = await self.buffer.take(version)
         if not groups:
             return None  # closed
-        return batch_of([*groups, *flat], version, self.config, time.time(), forgotten)
+        return sealed_batch([*groups, *flat], version, time.time(), forgotten)
 
     async def release(self, report: StepReport, *loaded: SyncReport | None) -> StepSummary:
         """Ends the step: its groups are booked, and their slots are free again."""
@@ -194,6 +190,14 @@ class EnvActor(EnvWorker):
         start_logging(f"env-{index}", config.folder)
         self.stacks = watched(config.folder, f"env-{index}")
         super().__init__(config, ray.get(words[0]))
+        self.whole_config = config
+
+    def finish(self, groups: Sequence[OpenGroup | Spoiled]) -> list[Parcel | Spoiled]:  # type: ignore[override]
+        """The finished groups, made ready for the buffer."""
+        return [
+            group if isinstance(group, Spoiled) else unspoiled(group.ticket, parcel_of, group, self.whole_config)
+            for group in super().finish(groups)
+        ]
 
     def alive(self) -> Where:
         return where(self.stacks)
@@ -229,8 +233,8 @@ class LearnerActor:
         books = self.learner.load(checkpoint, checked=True)["buffer"]
         return self.learner.version, books
 
-    def step(self, batch: Batch) -> StepReport:
-        return self.learner.step(batch)
+    def step(self, batch: SealedBatch) -> StepReport:
+        return self.learner.step(opened(batch))
 
     def weights(self, report: StepReport | None) -> NDArray[np.uint8] | None:
         """The policy as bytes for the engines, on the first rank. `report` is only waited for."""

@@ -23,7 +23,7 @@ from envs import State
 from envs.rewards import reward_named
 from g1_ray.config import STATE_SOURCES, GameConfig, RunConfig
 from g1_ray.rollout.starts import is_open
-from g1_ray.types import Group
+from g1_ray.types import Group, Ticket
 
 POOL = 1024
 """Visited states, and states to come back to, that are kept for each game."""
@@ -80,6 +80,39 @@ class Known:
         """The spread to expect of a group now: what was seen, and by its age what is usual."""
         fresh = 0.5 ** ((version - self.version) / half_life)
         return fresh * self.spread + (1 - fresh) * usual
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What there is to learn of a group about where to start."""
+
+    ticket: Ticket
+    start: State
+    spread: float
+    """How far its outcome was open."""
+    end: State | None
+    """A state that it led to, and that may be visited; None where there is none."""
+
+
+def lesson_of(group: Group, game: GameConfig) -> Lesson:
+    """Of a group that has turns."""
+    its = spread([rollout.total for rollout in group.rollouts])
+    return Lesson(group.ticket, group.start, its, _end_of(group, game, flat=not its))
+
+
+def _end_of(group: Group, game: GameConfig, flat: bool) -> State | None:
+    """One state that a group led to.
+
+    Where all answers came to the same, not the state that they left as it was: a state that the model can't play at
+    all would come back for ever, and such states fill the pool.
+    """
+    ends = [rollout.turns[-1].next_state for rollout in group.rollouts if not rollout.over]
+    if flat:
+        ends = [end for end in ends if end != group.start]
+    if not ends:
+        return None
+    end = ends[group.ticket.seed % len(ends)]
+    return end if not game.states.open_only or is_open(end.game(), reward_named(game.reward)) else None
 
 
 class Curriculum:
@@ -143,43 +176,29 @@ class Curriculum:
         known.number = number
         return Start(game.name, AGAIN, known.state)
 
-    def learn(self, groups: Sequence[Group], version: int) -> None:
+    def learn(self, lessons: Sequence[Lesson], version: int) -> None:
         """Learns of the groups that came since the last batch, whatever their order.
 
         Only here does what is drawn from change, so all of a step draw from one.
         """
         self.version = version
-        for group in sorted(groups, key=lambda group: group.ticket.group):
-            its = spread([rollout.total for rollout in group.rollouts])
-            self._records[group.ticket.game, group.ticket.source].see(its)
+        for lesson in sorted(lessons, key=lambda lesson: lesson.ticket.group):
+            ticket = lesson.ticket
+            self._records[ticket.game, ticket.source].see(lesson.spread)
             if self.by_learnability:
-                self._remember(group, its, version)
-            self._visit(group, flat=not its)
+                self._remember(lesson, version)
+            if lesson.end is not None:
+                self._visited[ticket.game].append(lesson.end)
 
-    def _remember(self, group: Group, spread: float, version: int) -> None:
-        known, key = self._known[group.ticket.game], group.start.to_bytes()
+    def _remember(self, lesson: Lesson, version: int) -> None:
+        known, key, its = self._known[lesson.ticket.game], lesson.start.to_bytes(), lesson.spread
         before = known.pop(key, None)
         if before:
-            spread = (before.spread + spread) / 2
-        if spread > FLOOR / 2:
-            known[key] = Known(group.start, spread, version, group.ticket.group)  # the newest last
+            its = (before.spread + its) / 2
+        if its > FLOOR / 2:
+            known[key] = Known(lesson.start, its, version, lesson.ticket.group)  # the newest last
         if len(known) > POOL:
             del known[next(iter(known))]
-
-    def _visit(self, group: Group, flat: bool) -> None:
-        """Keeps one state that a group led to.
-
-        Where all answers came to the same, not the state that they left as it was: a state that the model can't play
-        at all would come back for ever, and such states fill the pool.
-        """
-        ends = [rollout.turns[-1].next_state for rollout in group.rollouts if not rollout.over]
-        if flat:
-            ends = [end for end in ends if end != group.start]
-        if not ends:
-            return
-        end, game = ends[group.ticket.seed % len(ends)], self.games[group.ticket.game]
-        if not game.states.open_only or is_open(end.game(), reward_named(game.reward)):
-            self._visited[game.name].append(end)
 
     def metrics(self) -> dict[str, float]:
         """Of each game, by source: mean spread, and share of all groups so far; how many states there are to come back

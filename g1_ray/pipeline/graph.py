@@ -121,6 +121,8 @@ class Tick:
     """Unix time, s: when its gate let it through."""
     passed: dict[int, bool] = field(default_factory=dict)
     """Of `AWAITED` calls that are over, by the node's `id`: whether they went well."""
+    awaited: list[ray.ObjectRef] = field(default_factory=list)
+    """What is news of the tick: its gate; then its end, and what may fail on the way."""
 
     def _submit(self, node: ClassMethodNode) -> None:
         arguments = [self.value if isinstance(a, InputNode) else self._result(a) for a in node.get_args()]
@@ -137,6 +139,7 @@ class Tick:
     def begin(self) -> None:
         """Submits the gate."""
         self._submit(self.calls[0])
+        self.awaited = [self.gate]
 
     def open(self) -> None:
         """Submits all that comes after the gate, up to what waits for calls that may fail."""
@@ -147,6 +150,9 @@ class Tick:
         for node in self.calls[1:]:
             if id(node) not in self.refs and all(map(self._can_take, node.get_args())):
                 self._submit(node)
+        calls = [node for node in self.calls if node.get_method_name() in AWAITED]
+        news = [self.refs[id(node)] for node in calls if id(node) in self.refs and id(node) not in self.passed]
+        self.awaited = news + ([self.last] if self.last is not None else [])
 
     def _can_take(self, argument: object) -> bool:
         """Whether a call with this argument may be submitted by now."""
@@ -180,14 +186,6 @@ class Tick:
     def last(self) -> ray.ObjectRef | None:
         """What the tick comes to, once that has been asked for."""
         return self.refs.get(id(self.calls[-1])) if self.opened is not None else None
-
-    def awaited(self) -> list[ray.ObjectRef]:
-        """What is news of the tick: its gate; then its end, and what may fail on the way."""
-        if self.opened is None:
-            return [self.gate]
-        calls = [node for method in AWAITED for node in self.named(method)]
-        news = [self.refs[id(node)] for node in calls if id(node) in self.refs and id(node) not in self.passed]
-        return news + ([self.last] if self.last is not None else [])
 
     def failure(self, timeout_s: float = 0.1) -> "Failure":
         """Of the first call that raised, or else of the first that has not ended: where to look."""
@@ -288,13 +286,13 @@ class Executor:
 
     def poll(self, timeout_s: float) -> list[Finished]:
         """What has finished or failed, waiting for the first up to `timeout_s`; opens the gates that let through."""
-        by_ref = {ref: tick for tick in self.ticks.values() for ref in tick.awaited()}
+        by_ref = {ref: tick for tick in self.ticks.values() for ref in tick.awaited}
         if not by_ref:
             time.sleep(timeout_s)
             return []
-        done, _ = ray.wait(list(by_ref), num_returns=1, timeout=timeout_s, fetch_local=False)
-        if done:  # whoever else is ready comes along
-            done, _ = ray.wait(list(by_ref), num_returns=len(by_ref), timeout=0, fetch_local=False)
+        done, _ = ray.wait(list(by_ref), num_returns=len(by_ref), timeout=0, fetch_local=False)
+        if not done:
+            done, _ = ray.wait(list(by_ref), num_returns=1, timeout=timeout_s, fetch_local=False)
         finished = []
         for ref in done:
             tick = by_ref[ref]

@@ -25,8 +25,9 @@ import numpy as np
 
 from g1_ray.config import RunConfig
 from g1_ray.pipeline.curriculum import Curriculum
+from g1_ray.pipeline.parcels import Parcel
 from g1_ray.seeds import seed_of
-from g1_ray.types import Fate, Group, Spoiled, Ticket
+from g1_ray.types import Fate, Spoiled, Ticket
 
 MAX_ISSUES = 3
 """Times a group fails before it is given up and quarantined."""
@@ -41,7 +42,6 @@ RECENT = 64
 class ReplayBuffer:
     """Tickets out, groups in, batches out.
 
-    `fault_of` says what is wrong with a group ('' for nothing), `is_flat` whether all its answers earn the same;
     `keep` is given every group that comes to an end with what became of it, and `record` a line for the ledger of what
     else it takes to come back after a death (`recover`): both before anybody else can know of it.
     """
@@ -49,23 +49,21 @@ class ReplayBuffer:
     def __init__(
         self,
         config: RunConfig,
-        fault_of: Callable[[Group], str],
-        is_flat: Callable[[Group], bool],
-        keep: Callable[[Fate, Group | None], None],
+        keep: Callable[[Fate, Parcel | None], None],
         record: Callable[[Mapping[str, Any]], None] = lambda line: None,
     ) -> None:
         self.config = config
         self.capacity = config.capacity
         self.version = 0
         self.counts: Counter[str] = Counter()
-        self._fault_of, self._is_flat, self._keep, self._record = fault_of, is_flat, keep, record
+        self._keep, self._record = keep, record
         self._next = 0
         self._running: dict[int, Ticket] = {}
         self._again: deque[Ticket] = deque()
         self._blamed: Counter[int] = Counter()  # times that a group of those running failed
-        self._waiting: dict[int, Group] = {}
-        self._taken: dict[int, tuple[Ticket, Group | None, int]] = {}  # with its staleness; no group after a death
-        self._flat: list[tuple[int, Group]] = []  # since the last batch: a heap of those with the highest numbers
+        self._waiting: dict[int, Parcel] = {}
+        self._taken: dict[int, tuple[Ticket, Parcel | None, int]] = {}  # with its staleness; no group after a death
+        self._flat: list[tuple[int, Parcel]] = []  # since the last batch: a heap of those with the highest numbers
         self._forgotten: Counter[str] = Counter()  # by game, the other flat ones
         self.flat_in_a_row = 0
         """Groups that came since the last one that was not flat."""
@@ -140,7 +138,7 @@ class ReplayBuffer:
         start = self.curriculum.draw(number, np.random.default_rng(seed))
         return Ticket(number, start.game, seed, self.version, state=start.state, source=start.source)
 
-    async def put(self, groups: Sequence[Group | Spoiled]) -> int:
+    async def put(self, groups: Sequence[Parcel | Spoiled]) -> int:
         """Takes groups in, each whole; returns how many. A spoiled one is quarantined.
 
         One that came already, or of an older issue, is refused, and so is everything once the books are closed.
@@ -155,11 +153,11 @@ class ReplayBuffer:
                     continue
                 del self._running[group.ticket.group]
                 taken_in += 1
-                fault = group.reason if isinstance(group, Spoiled) else self._fault_of(group)
+                fault = group.reason if isinstance(group, Spoiled) else group.fault
                 self._faults.append(fault)
                 if isinstance(group, Spoiled) or fault:
                     self._end(group.ticket, "quarantined", fault, None if isinstance(group, Spoiled) else group)
-                elif self._is_flat(group):
+                elif group.flat and self.config.algorithm.skip_flat_groups:
                     self._keep_flat(group)
                     self._end(group.ticket, "dropped", "flat", group)
                 else:
@@ -168,10 +166,10 @@ class ReplayBuffer:
             self._changed.notify_all()
         return taken_in
 
-    def _keep_flat(self, group: Group) -> None:
+    def _keep_flat(self, group: Parcel) -> None:
         """Which ones are kept depends on their numbers, not on who was faster."""
         self.flat_in_a_row += 1
-        heapq.heappush(self._flat, (group.ticket.group, group))
+        heapq.heappush(self._flat, (group.ticket.group, replace(group, samples=b"", rows=b"")))  # it is but counted
         if len(self._flat) > POOL:
             _, oldest = heapq.heappop(self._flat)
             self._forgotten[oldest.ticket.game] += 1
@@ -197,7 +195,7 @@ class ReplayBuffer:
 
     # The train graph
 
-    async def take(self, version: int) -> tuple[list[Group], list[Group], dict[str, int]]:
+    async def take(self, version: int) -> tuple[list[Parcel], list[Parcel], dict[str, int]]:
         """The oldest `groups_per_step` groups that are fresh enough for policy `version`, once there are so many.
 
         And the flat ones that came since the last batch: they teach nothing, and belong to how well the policy does.
@@ -226,7 +224,7 @@ class ReplayBuffer:
             self._wanted = False
             flat, self._flat = [group for _, group in sorted(self._flat)], []
             forgotten, self._forgotten = dict(self._forgotten), Counter()
-            self.curriculum.learn([*groups, *flat], version)
+            self.curriculum.learn([group.lesson for group in (*groups, *flat) if group.lesson], version)
             return groups, flat, forgotten
 
     def _drop_stale(self, version: int) -> None:
@@ -253,7 +251,7 @@ class ReplayBuffer:
 
     # Books
 
-    def _end(self, ticket: Ticket, fate: str, reason: str, group: Group | None, staleness: int | None = None) -> None:
+    def _end(self, ticket: Ticket, fate: str, reason: str, group: Parcel | None, staleness: int | None = None) -> None:
         self._blamed.pop(ticket.group, None)
         if staleness is None:
             staleness = self.version - (ticket.version if group is None else group.min_version)
@@ -323,6 +321,6 @@ class ReplayBuffer:
 
 def books_of(config: RunConfig, ledger: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """The books of a buffer that is no more, off its ledger."""
-    buffer = ReplayBuffer(config, lambda group: "", lambda group: False, lambda fate, group: None)
+    buffer = ReplayBuffer(config, lambda fate, group: None)
     buffer.recover(ledger)
     return buffer.books()

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import ray
+from ray.dag import DAGNode
 
 from g1_ray.config import RunConfig
 from g1_ray.files import folder_bytes
@@ -55,6 +56,7 @@ class Pipeline(Outliving):
         self._should_stop: Callable[[], bool] = lambda: False
         self._told_at = 0.0
         self._at_work: dict[int, tuple[Part, Part]] = {}  # lane -> the env worker and the engine of its tick
+        self._graphs: dict[tuple[int, int], DAGNode] = {}  # by the numbers of those two
         self._many_flat = max(FLAT_IN_A_ROW, 2 * config.rollout.groups_per_step)
         self._tell_at = self._many_flat  # flat groups in a row
         self.books: dict[str, int] = {}
@@ -165,8 +167,10 @@ class Pipeline(Outliving):
         self._at_work[lane] = pair[0], pair[1]
         for part in pair:
             part.busy += 1
-        graph = rollout_graph(self.actors, pair[0].index, pair[1].index, self.config.rollout.turns)
-        self.executor.start(lane, graph, self.config.asynchrony.groups_per_tick)
+        which = pair[0].index, pair[1].index
+        if which not in self._graphs:  # to bind one takes as long as to run it
+            self._graphs[which] = rollout_graph(self.actors, *which, self.config.rollout.turns)
+        self.executor.start(lane, self._graphs[which], self.config.asynchrony.groups_per_tick)
 
     def _after_rollouts(self, finished: Finished, tell: Callable[[str], None] = lambda text: None) -> None:
         """Books a tick of a rollout lane; what it was to make is made again if it failed."""

@@ -256,7 +256,7 @@ def _section(kind: type[Kind], values: object, folder: Path) -> Kind:
 
 def _returns(rollouts: Sequence[Sequence[dict[str, Any]]], weights: RewardConfig, algorithm: AlgorithmConfig) -> str:
     """The table of the rollouts, and what their returns make of the group."""
-    from g1_ray.learner.samples import FLAT
+    from g1_ray.learner.tally import FLAT
 
     totals = np.array([sum(row["reward"] for row in rows) for rows in rollouts], np.float64)
     standard, centred = (group_advantages(totals, divide_by_std=divide).tolist() for divide in (True, False))

@@ -49,7 +49,7 @@ from g1_ray.models.manifest import fault_of
 from g1_ray.runs import checkpoints
 from g1_ray.runs.shapes import Entry, Step
 from g1_ray.runs.trackers import Trackers
-from g1_ray.runs.trajectories import TrajectoryWriter, files_in
+from g1_ray.runs.trajectories import TrajectoryWriter, files_in, packed_rows
 from g1_ray.types import Fate, Group
 
 FATES = ("trained", "dropped", "quarantined")
@@ -202,7 +202,11 @@ class RunFolder:
 
     def keep_group(self, group: Group) -> None:
         """Stores a group's turns among the trajectories."""
-        self._trajectories.add(group)
+        self.keep_rows(packed_rows(group))
+
+    def keep_rows(self, rows: bytes) -> None:
+        """The same with its rows as they are made elsewhere (`packed_rows`)."""
+        self._trajectories.add(rows)
 
     @functools.cached_property
     def _trajectories(self) -> TrajectoryWriter:
@@ -292,7 +296,9 @@ class RunFolder:
             self._lock.release()
 
     def _append(self, name: str, line: Mapping[str, Any]) -> None:
-        self._journals.setdefault(name, Journal(self.path / name)).append(line)
+        if name not in self._journals:
+            self._journals[name] = Journal(self.path / name)
+        self._journals[name].append(line)
 
     # Going on
 

@@ -4,6 +4,7 @@ A picture is not stored: `State.from_bytes(row["state"]).draw()` draws it again.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,29 +53,60 @@ def turn_rows(group: Group) -> Iterator[dict[str, Any]]:
             }
 
 
+def packed_rows(group: Group) -> bytes:
+    """The rows of a group as an Arrow record batch: made where the group is, and not opened until they are written."""
+    rows = list(turn_rows(group))
+    columns = [pa.array([row[field.name] for row in rows], field.type) for field in SCHEMA]
+    packed: bytes = pa.RecordBatch.from_arrays(columns, schema=SCHEMA).serialize().to_pybytes()
+    return packed
+
+
 class TrajectoryWriter:
-    """Writes groups to numbered files in a folder, each whole."""
+    """Writes groups to numbered files in a folder, each whole, in a thread: one file at a time.
+
+    Where one can't be written, the next `add` or `flush` says so, and tries again.
+    """
 
     def __init__(self, folder: Path, tokens_per_file: int = TOKENS_PER_FILE) -> None:
         self.folder, self.tokens_per_file = folder, tokens_per_file
-        self._rows: list[dict[str, Any]] = []
+        self._held: list[pa.RecordBatch] = []
         self._tokens = 0
+        self._thread = ThreadPoolExecutor(1, "trajectories")
+        self._writing: tuple[Future[None], list[pa.RecordBatch], int] | None = None  # with their tokens
 
-    def add(self, group: Group) -> None:
-        """Keeps a group; a file is written when there are tokens enough for one."""
-        for row in turn_rows(group):
-            self._rows.append(row)
-            self._tokens += len(row["prompt_ids"]) + len(row["completion_ids"])
+    def add(self, rows: bytes) -> None:
+        """Keeps `packed_rows`; a file is written when there are tokens enough for one."""
+        batch = pa.ipc.read_record_batch(pa.py_buffer(rows), SCHEMA)
+        self._held.append(batch)
+        self._tokens += sum(len(batch.column(name).values) for name in ("prompt_ids", "completion_ids"))
         if self._tokens >= self.tokens_per_file:
-            self.flush()
+            self._begin()
 
     def flush(self) -> None:
-        """Writes what is held in memory, if anything is."""
-        if not self._rows:
+        """Writes what is held in memory, if anything is, and waits for it."""
+        self._begin()
+        self._settle()
+
+    def _begin(self) -> None:
+        self._settle()
+        if self._held:
+            self._writing = self._thread.submit(self._write, self._held), self._held, self._tokens
+            self._held, self._tokens = [], 0
+
+    def _settle(self) -> None:
+        """Waits for the file that is being written; what could not be is held again."""
+        if self._writing is None:
             return
+        (written, batches, tokens), self._writing = self._writing, None
+        try:
+            written.result()
+        except BaseException:
+            self._held, self._tokens = batches + self._held, tokens + self._tokens
+            raise
+
+    def _write(self, batches: list[pa.RecordBatch]) -> None:
         path = self.folder / f"{len(files_in(self.folder)):06d}.parquet"
-        write_tables(path, SCHEMA, [pa.Table.from_pylist(self._rows, SCHEMA)])
-        self._rows, self._tokens = [], 0
+        write_tables(path, SCHEMA, [pa.Table.from_batches(batches, SCHEMA).combine_chunks()])
 
 
 def files_in(folder: Path) -> list[Path]:

@@ -18,6 +18,8 @@ PARTS = {
     "learner": "FSDP2 steps: precision, tokens a second and memory, beside padded batches of transformers",
     "engine": "answers a second, and how far the learner's log-probabilities are off",
     "sync": "a learner's weights on their way into an engine, beside a memory copy; a sync that was left out is found",
+    "buffer": "the replay buffer: samples a second, in process and through Ray, ledger and trajectories included",
+    "driver": "what the driver can keep going: rollouts a second where calls do nothing",
     "pipeline": "a whole run: engine and learner on one device, trained samples a second, and whether it learns",
 }
 SIZES = ("tiny", "20m", "0.1b", "3b")

@@ -1,5 +1,6 @@
 """Measuring works, on the smallest models: `make gpu` does the same on a GPU."""
 
+import contextlib
 import json
 
 import pytest
@@ -37,3 +38,16 @@ def test_a_device_that_is_not_there_is_told(capsys, monkeypatch):
     assert "--minutes 0: must be more than 0" in capsys.readouterr().err
     assert main(["bench", "everything"]) == 2
     assert "'everything'" in capsys.readouterr().err
+
+
+@pytest.mark.xdist_group("ray")
+def test_a_buffer_books_all_that_it_is_given(capsys, tmp_path, ray_cluster, monkeypatch):
+    monkeypatch.setattr("jobs.bench.buffer.cluster", lambda: contextlib.nullcontext(ray_cluster))
+    monkeypatch.setattr("jobs.bench.buffer.STEPS", 4)
+    monkeypatch.setattr("jobs.bench.buffer.GROUPS_PER_STEP", 32)
+    monkeypatch.setattr("jobs.bench.driver.cluster", lambda: contextlib.nullcontext(ray_cluster))
+    monkeypatch.setattr("jobs.bench.driver.SECONDS", 0.5)
+    monkeypatch.setattr("jobs.bench.driver.LANES", (4,))
+    *buffers, driver = rows(capsys, tmp_path, "buffer", "driver")
+    assert len(buffers) == 6 and all(row["samples/s"] > 0 for row in buffers[1:])
+    assert driver["rollouts/s"] > 0

@@ -9,7 +9,7 @@ import pytest
 
 from envs import State, Task
 from g1_ray.config import STATE_SOURCES, RunConfig
-from g1_ray.pipeline.curriculum import AGAIN, Curriculum, spread
+from g1_ray.pipeline.curriculum import AGAIN, Curriculum, Lesson, lesson_of, spread
 from g1_ray.rollout.starts import draw_state
 from g1_ray.runs.curves import SOURCES
 from g1_ray.seeds import seed_of
@@ -74,7 +74,7 @@ class World:
     def steps(self, num: int) -> None:
         for _ in range(num):
             groups = [self.group() for _ in range(GROUPS)]
-            self.curriculum.learn(groups[::-1], self.version)
+            self.curriculum.learn([lesson_of(group, self.config.games[0]) for group in groups[::-1]], self.version)
             self.version += 1
 
     def share(self, since: int = 0) -> float:
@@ -124,16 +124,16 @@ def test_what_is_solved_is_let_go_and_what_is_old_is_asked_anew():
     curriculum = Curriculum(config_of(half_life=4.0))
     start = draw_state(TASK, config_of().games[0].states, 1, lambda outcome: 0)
 
-    def group(number: int, *totals: float) -> Group:
+    def lesson(number: int, *totals: float) -> Lesson:
         turns = [replace(World(config_of()).group().turns[0], reward=total) for total in totals]
         ticket = Ticket(number, "2048", number, 0, source="random_walk")
-        return Group(ticket, start, tuple(Rollout((turn,)) for turn in turns))
+        return lesson_of(Group(ticket, start, tuple(Rollout((turn,)) for turn in turns)), curriculum.config.games[0])
 
-    curriculum.learn([group(0, 0, 1, 0, 1)], 0)
+    curriculum.learn([lesson(0, 0, 1, 0, 1)], 0)
     (known,) = curriculum._known["2048"].values()
     assert known.chance(0, 0.1, 4.0) == 0.5 and known.chance(4, 0.1, 4.0) == pytest.approx(0.3)
     for number in range(1, 5):
-        curriculum.learn([group(number, 1, 1, 1, 1)], number)
+        curriculum.learn([lesson(number, 1, 1, 1, 1)], number)
     assert not curriculum._known["2048"]
 
 

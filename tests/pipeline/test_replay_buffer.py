@@ -9,7 +9,10 @@ import pytest
 
 from envs import State, Task
 from g1_ray.config import RunConfig
-from g1_ray.learner.samples import batch_of, fault_of_group
+from g1_ray.learner.samples import fault_of_group
+from g1_ray.learner.tally import tally_of
+from g1_ray.pipeline.curriculum import lesson_of
+from g1_ray.pipeline.parcels import Parcel, sealed_batch
 from g1_ray.pipeline.replay_buffer import MAX_DEATHS, MAX_ISSUES, POOL, RECENT, ReplayBuffer
 from g1_ray.types import Completion, Fate, Group, Prompt, Rollout, Spoiled, Ticket, Turn
 
@@ -33,6 +36,24 @@ def group_of(ticket: Ticket, version: int | None = None) -> Group:
     return Group(ticket, start, (Rollout((turn,)),) * 2)
 
 
+class Packing(ReplayBuffer):
+    """Is given groups, some of which are `bad` or `flat` by their numbers, whatever they earn."""
+
+    bad: frozenset[int] = frozenset()
+    flat: frozenset[int] = frozenset()
+
+    async def put(self, groups):
+        return await super().put([g if isinstance(g, Spoiled) else self.packed(g) for g in groups])
+
+    def packed(self, group: Group) -> Parcel:
+        number = group.ticket.group
+        if fault := fault_of_group(group) or ("bad" if number in self.bad else ""):
+            return Parcel(group.ticket, group.min_version, fault)
+        game = next(game for game in self.config.games if game.name == group.ticket.game)
+        tally, lesson = tally_of(group, ()), lesson_of(group, game)
+        return Parcel(group.ticket, group.min_version, flat=number in self.flat, tally=tally, lesson=lesson)
+
+
 class Harness:
     def __init__(
         self, max_staleness: int = 1, flat: set[int] | None = None, curriculum=None, bad: set[int] | None = None, **game
@@ -46,12 +67,8 @@ class Harness:
             asynchrony={"max_staleness": max_staleness},
         )
         self.fates: list[Fate] = []
-        self.buffer = ReplayBuffer(
-            config,
-            lambda group: "bad" if group.ticket.group in (bad or set()) else "",
-            lambda group: group.ticket.group in (flat or set()),
-            lambda fate, group: self.fates.append(fate),
-        )
+        self.buffer = Packing(config, lambda fate, group: self.fates.append(fate))
+        self.buffer.bad, self.buffer.flat = frozenset(bad or ()), frozenset(flat or ())
 
     async def wanted(self, version: int = 0) -> asyncio.Future:
         """Somebody asks for a batch; without staleness nothing is admitted before."""
@@ -205,7 +222,6 @@ def test_flat_and_bad_groups_give_their_slots_back_at_once():
 def test_a_group_without_tokens_is_quarantined_and_its_neighbours_are_not(bad: str):
     """Its line is in the ledger, whatever is missing from it."""
     harness = Harness()
-    harness.buffer._fault_of = fault_of_group
 
     async def body():
         tickets = await harness.buffer.admit(3)
@@ -243,7 +259,7 @@ def test_what_is_kept_of_flat_groups_is_bounded_and_does_not_depend_on_their_ord
     groups, flat, forgotten = run(body())
     assert [group.ticket.group for group in flat] == list(range(num - POOL, num))
     assert forgotten == {"2048": num - POOL} and harness.balanced() and buffer.books()["dropped: flat"] == num
-    metrics = batch_of([*groups, *flat], 0, buffer.config, forgotten=forgotten).origin.metrics
+    metrics = sealed_batch([*groups, *flat], 0, forgotten=forgotten).origin.metrics
     assert metrics["groups"] == metrics["2048/groups"] == num + 4
     assert metrics["flat_groups"] == metrics["2048/flat_groups"] == num + 4  # by their rewards, these are flat too
 
@@ -347,7 +363,7 @@ def test_ratios_divide_the_groups_among_the_games():
         rollout={"groups_per_step": 400},
         asynchrony={"max_staleness": 1},
     )
-    buffer = ReplayBuffer(config, lambda g: "", lambda g: False, lambda f, g: None)
+    buffer = ReplayBuffer(config, lambda f, g: None)
     tickets = run(buffer.admit(400))
     assert 0.68 < sum(t.game == "2048" for t in tickets) / 400 < 0.82
     assert len({t.seed for t in tickets}) == 400
@@ -433,7 +449,7 @@ def test_a_buffer_that_dies_comes_back_with_its_books_off_the_ledger(seed):
 
     version, taken = run(live())
     before = dict(dead.counts)
-    again = ReplayBuffer(config, lambda group: "", lambda group: False, keep, lines.append)
+    again = Packing(config, keep, lines.append)
     again.recover(list(lines))
     books, lost = again.books(), again.counts["dropped: lost"]
     assert books["issued"] == before.get("issued", 0) and again.version == version

@@ -7,6 +7,7 @@ import struct
 import time
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from folders import small_config, small_group
 from PIL import Image
@@ -18,7 +19,7 @@ from g1_ray.runs import checkpoints, progress
 from g1_ray.runs.curves import save_curves, smooth
 from g1_ray.runs.progress import Progress
 from g1_ray.runs.run_folder import RunFolder
-from g1_ray.runs.trajectories import TrajectoryWriter
+from g1_ray.runs.trajectories import TrajectoryWriter, packed_rows
 from g1_ray.types import Fate
 
 
@@ -258,11 +259,25 @@ def test_a_long_run_does_not_hold_its_trajectories_in_memory(tmp_path, task):
     group = small_group(0, task)
     per_group = 2 * 7 + 5 + 6
     for _ in range(5):
-        writer.add(group)
-    assert len(list(tmp_path.glob("*.parquet"))) == 5 * per_group // 50
+        writer.add(packed_rows(group))
+        assert writer._tokens < 50
     writer.flush()
     writer.flush()
     assert len(list(tmp_path.glob("*"))) == 5 * per_group // 50 + 1
+
+
+def test_trajectories_that_cannot_be_written_are_written_later(tmp_path, task):
+    folder = tmp_path / "there"
+    folder.write_text("a file in the way")
+    writer = TrajectoryWriter(folder, tokens_per_file=50)
+    with pytest.raises(OSError):
+        for number in range(8):
+            writer.add(packed_rows(small_group(number, task)))
+    folder.unlink()
+    writer.add(packed_rows(small_group(8, task)))
+    writer.flush()
+    numbers = [row["group"] for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    assert numbers[0] == 0 and numbers[-1] == 8 and sorted(numbers) == numbers
 
 
 def test_curves_show_every_game_and_leave_gaps_out(tmp_path):
