@@ -53,8 +53,9 @@ PAPER_TASKS = tuple(
 )
 """The paper's own boards: another tokenizer knows these."""
 PAPER_TEXT = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 3, 12]}}
-"""Options of the text model for them. Like tiles are some hundred tokens apart in what is told of such a board: they are
-found by frequencies that hardly turn over that distance, half of them here. Rows and columns need the fast ones."""
+"""Options of the text model for them. Like tiles are some hundred tokens apart in what is told of such a board: for
+that half of the frequencies hardly turn over this distance. Rows and columns need the fast ones.
+"""
 
 CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text()
 """What Qwen2.5-VL's own template makes of the same messages."""

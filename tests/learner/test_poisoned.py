@@ -11,9 +11,9 @@ import toys
 
 from g1_ray.config import AsyncConfig, RunConfig
 from g1_ray.learner.learner import Learner
-from g1_ray.learner.samples import batch_of, fault_of_group
+from g1_ray.pipeline.parcels import opened, parcel_of, sealed_batch
 from g1_ray.pipeline.replay_buffer import ReplayBuffer
-from g1_ray.types import Completion, Fate, Group, Rollout, Ticket, Turn
+from g1_ray.types import Batch, Completion, Fate, Group, Rollout, Ticket, Turn
 
 
 def with_answer(turn: Turn, **changes: object) -> Turn:
@@ -47,17 +47,17 @@ def poisoned(group: Group, places: Sequence[int], kind: str) -> Group:
     return replace(group, rollouts=tuple(map(Rollout, turns)))
 
 
-def batches(config: RunConfig, groups: Iterator[Group], fates: list[Fate]) -> Iterator[Sequence[Group]]:
+def batches(config: RunConfig, groups: Iterator[Group], fates: list[Fate]) -> Iterator[Batch]:
     """The batches that a buffer makes of groups, each in the place of a ticket."""
-    buffer = ReplayBuffer(config, fault_of_group, lambda group: False, lambda fate, group: fates.append(fate))
+    buffer = ReplayBuffer(config, lambda fate, group: fates.append(fate))
     loop, version = asyncio.new_event_loop(), 0
     try:
         for group in groups:
             (ticket,) = loop.run_until_complete(buffer.admit(1))
-            loop.run_until_complete(buffer.put([replace(group, ticket=ticket)]))
+            loop.run_until_complete(buffer.put([parcel_of(replace(group, ticket=ticket), config)]))
             if len(buffer._waiting) == config.rollout.groups_per_step:
                 taken, _, _ = loop.run_until_complete(buffer.take(version))
-                yield taken
+                yield opened(sealed_batch(taken, version))
                 version += 1
                 loop.run_until_complete(buffer.release(version))
     finally:
@@ -91,10 +91,7 @@ def test_a_tenth_of_the_samples_poisoned_is_quarantined_and_the_rest_trains_as_i
         booked: list[Fate] = []
         learner = Learner(config, 0, 1)
         learner.setup(toys.free_address())
-        reports = [
-            learner.step(batch_of(groups, version, config))
-            for version, groups in enumerate(batches(config, source, booked))
-        ]
+        reports = [learner.step(batch) for batch in batches(config, source, booked)]
         learner.close()
         losses.append([report.metrics["loss"] for report in reports])
         fates.append([fate for fate in booked if fate.fate == "quarantined"])
