@@ -163,6 +163,14 @@ def found(trial: Trial, folder: Path) -> list[Found]:
     ]
 
 
+WORTH = (
+    "The published rows are general models of billions of parameters that are told the rules in words. G1 here has less "
+    "than a million, began from nothing, was taught by a program that errs half the time, and knows these boards only: "
+    "what it is worth beside them is that the pipeline takes a model past its teacher, not that it is the better model."
+)
+"""Of a comparison with what was published."""
+
+
 def write_page(path: Path, claims: Claims, runs: Path) -> None:
     """Writes the page, and beside it a picture for each game of each experiment, and of each run its curves as a table
     and the table of all players."""
@@ -182,7 +190,8 @@ def write_page(path: Path, claims: Claims, runs: Path) -> None:
 
 
 def _section(experiment: Experiment, its: Sequence[Found], path: Path, runs: Path) -> list[str]:
-    parts = [f"Options: `{' '.join(experiment.set)}`\n", markdown(_rows(its))]
+    options = [f"Options: `{' '.join(experiment.set)}`\n"] if experiment.set else []
+    parts = [*options, *([f"{WORTH}\n"] if experiment.boards else []), markdown(_rows(its))]
     for config in experiment.configs:
         for variant in experiment.variants:
             mine = [one for one in its if (one.trial.config, one.trial.variant) == (config, variant)]
