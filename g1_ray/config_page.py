@@ -17,7 +17,7 @@ def page() -> str:
 
 A run is one TOML file; `jobs/configs` has some. Each option can be set on the command line: `learner.num_ranks=2`,
 `games.0.perception={{tiles="numbers"}}`. Values are TOML, and what is not TOML is text. `--dry-run` says whether the
-run fits, the memory that each role will need and where it is placed, then the run with every option filled in; with
+run fits, the memory that each role will need, where it is placed and what a step takes, then the run as resolved; with
 `--assume 1x24GB` for GPUs that are not there, with `--cluster cluster.yaml` for what a cluster may grow to.
 
 {_tables(RunConfig, "")}"""

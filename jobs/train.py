@@ -26,6 +26,14 @@ if TYPE_CHECKING:
     from g1_ray.runs.run_folder import RunFolder
 
 
+WORK = {
+    "answer-tokens": "tokens of an answer, in the mean (default: rollout.max_tokens)",
+    "engine-rate": "tokens/s that an engine samples, as measured: says how long the run takes",
+    "rank-rate": "tokens/s that a rank of the learner trains on, as measured; with --engine-rate",
+}
+"""What nobody knows before a run, and its work follows from."""
+
+
 def options() -> Parser:
     """What the command takes."""
     parser = Parser("train", __doc__)
@@ -37,6 +45,8 @@ def options() -> Parser:
     parser.add_argument("--cluster", default="", metavar="YAML", help="its file, where it grows: what it may grow to")
     parser.add_argument("--assume", default="", metavar="GPUS", help="with --dry-run: GPUs that are not there, such "
                         "as 1x24GB, or 8x80GB,4x24GB for two nodes")  # fmt: skip
+    for name, what in WORK.items():
+        parser.add_argument(f"--{name}", type=float, default=0.0, metavar="N", help=f"with --dry-run: {what}")
     return parser
 
 
@@ -45,6 +55,10 @@ def main(argv: list[str] | None = None) -> int:
     args = options().parse_intermixed_args(_with_values(sys.argv[1:] if argv is None else argv))
     if args.assume and (args.cluster or not args.dry_run):
         raise ValueError(f"--assume {args.assume}: goes with --dry-run, and without --cluster")
+
+    given = (args.answer_tokens, args.engine_rate, args.rank_rate)
+    if (any(given) and not args.dry_run) or min(given) < 0 or (args.engine_rate > 0) != (args.rank_rate > 0):
+        raise ValueError("--answer-tokens, and both --engine-rate and --rank-rate, above 0: go with --dry-run")
 
     from g1_ray.cluster.join import LOCAL, find_cluster
     from g1_ray.cluster.placement import check_run, this_machine
@@ -56,10 +70,14 @@ def main(argv: list[str] | None = None) -> int:
 
     config = load_config(args.config, args.overrides)
     if args.dry_run:
+        from g1_ray.cluster.memory import shape_of
         from g1_ray.cluster.placement import dry_run, nodes_assumed, nodes_of_yaml
+        from g1_ray.cluster.work import work_table
 
         nodes = nodes_of_yaml(args.cluster) if args.cluster else nodes_assumed(args.assume) if args.assume else None
-        text, fits = dry_run(config, nodes)
+        shape = shape_of(config.model.path)
+        work = work_table(config, shape, args.answer_tokens, given[1:] if args.engine_rate else ()) if shape else ""
+        text, fits = dry_run(config, nodes, work)
         print(text)
         return 0 if fits else 2
     resume = args.resume == "yes" or (args.resume == "auto" and (config.folder / "config.json").is_file())

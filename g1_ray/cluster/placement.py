@@ -324,13 +324,14 @@ def _about_memory(config: RunConfig, shape: ModelShape | None) -> str:
     return memory_table(needs_of(config, shape), shape)
 
 
-def dry_run(config: RunConfig, nodes: Sequence[Node] | None = None) -> tuple[str, bool]:
+def dry_run(config: RunConfig, nodes: Sequence[Node] | None = None, work: str = "") -> tuple[str, bool]:
     """What `--dry-run` prints: whether the run fits or what helps, memory by role, placement, the run as resolved.
 
-    And whether it fits.
+    And whether it fits. `work`, what a step takes in words, stands before the run.
     """
+    told = f"{work}\n{config.to_json()}".lstrip()
     try:
-        return f"{config.name} fits\n{check_run(config, nodes)}\n{config.to_json()}", True
+        return f"{config.name} fits\n{check_run(config, nodes)}\n{told}", True
     except ValueError as error:  # the rest is told all the same
         about = _about_memory(config, shape_of(config.model.path))
-        return f"{config.name} does not fit: {error}\n{about}\n{config.to_json()}", False
+        return f"{config.name} does not fit: {error}\n{about}\n{told}", False

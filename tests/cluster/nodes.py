@@ -144,6 +144,7 @@ def traffic(folder: Path) -> dict[str, object]:
     from test_pipeline import config
 
     from g1_ray.cluster.memory import shape_of
+    from g1_ray.cluster.work import work_of
     from g1_ray.models.tiny import make_tiny
     from jobs.train import train
 
@@ -180,13 +181,12 @@ def traffic(folder: Path) -> dict[str, object]:
         after = received()
         parts = json.loads((run.folder / "status.json").read_text())["parts"]
         shape = shape_of(model.path)
-        trained = shape.lora_params(model) if lora else shape.params - shape.vision_params
         found[name] = {
             "status": status,
             "engines": {name: sum(p["name"].startswith("engine") and p["node"] == node for p in parts)
                         for name, node in nodes.items()},
             "came": {name: after[node] - before[node] for name, node in nodes.items()},
-            "trained": 4 * trained,
+            "trained": work_of(run, shape).synced,
             "frozen tower": 4 * shape.vision_params,
             "loaded": [json.loads(line)["sync/bytes"] for line in (run.folder / "metrics.jsonl").open()],
         }  # fmt: skip
