@@ -164,9 +164,9 @@ def found(trial: Trial, folder: Path) -> list[Found]:
 
 
 WORTH = (
-    "The published rows are general models of billions of parameters that are told the rules in words. G1 here has less "
-    "than a million, began from nothing, was taught by a program that errs half the time, and knows these boards only: "
-    "what it is worth beside them is that the pipeline takes a model past its teacher, not that it is the better model."
+    "The published rows are general models of billions of parameters that are told the rules in words. G1 here has "
+    "less than a million, began from nothing, was taught by a program that errs half the time, and knows these boards "
+    "only. The comparison shows that the pipeline takes a model past its teacher, not that this is the better model."
 )
 """Of a comparison with what was published."""
 
