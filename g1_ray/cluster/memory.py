@@ -26,7 +26,7 @@ SLACK = 1.1
 HEAP_SLACK = {"full": 1.3, "LoRA": 1.6}
 """The same on a CPU, measured: glibc's heap keeps holes between activations, where temporaries were, and an adapted
 layer leaves three: what the layer gives, its adapter, and that scaled. With MALLOC_MMAP_THRESHOLD_=262144, which keeps
-none and takes more time, a third to a half, `SLACK` is enough."""
+none and takes a fifth to four fifths more time, `SLACK` is enough."""
 LOGITS_AT_ONCE = 1 << 27
 """Logits that the learner makes at a time; they are there in float32 three times, with gradient and softmax."""
 LEARNER_PROCESS = 1.0 * GB
