@@ -28,6 +28,7 @@ EXTRAS = {
     "wandb": ("wandb",),
     "trackio": ("trackio",),
     "mlflow": ("mlflow",),
+    "trl": ("trl",),
     "export": ("datasets", "inspect_ai", "av"),
 }  # fmt: skip
 """Extra of pyproject.toml -> modules that come with it."""

@@ -20,6 +20,7 @@ PARTS = {
     "sync": "a learner's weights on their way into an engine, beside a memory copy; a sync that was left out is found",
     "buffer": "the replay buffer: samples a second, in process and through Ray, ledger and trajectories included",
     "driver": "what the driver can keep going: rollouts a second where calls do nothing",
+    "simulate": "what would bound a run on 8, 64 and 512 GPUs: measured costs of calls, checked with actors that sleep",
     "pipeline": "a whole run: engine and learner on one device, trained samples a second, and whether it learns",
 }
 SIZES = ("tiny", "20m", "0.1b", "3b")
@@ -33,6 +34,8 @@ def options() -> Parser:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["tiny"], metavar="SIZE",
                         help=f"of models made at random: {', '.join(SIZES)}")  # fmt: skip
     parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers", help="kind of engine")
+    parser.add_argument("--beside", choices=["transformers", "trl"], default="transformers",
+                        help="what the learner is measured beside; trl: GRPOTrainer's loss, on a CPU")  # fmt: skip
     parser.add_argument("--minutes", type=float, default=2.0, help="of the pipeline's training (default 2)")
     parser.add_argument("--json", metavar="FILE", help="also write the figures there, after every one")
     return parser
@@ -43,6 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     args = options().parse_args(argv)
     if not args.minutes > 0:
         raise ValueError(f"--minutes {args.minutes:g}: must be more than 0")
+    if args.beside == "trl" and (args.what != ["learner"] or args.device != "cpu"):
+        raise ValueError("--beside trl: for the learner alone, and on a CPU; take g1-ray bench learner --beside trl")
     if args.json:
         check_writable(Path(args.json))
     if args.device == "cuda":
@@ -64,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def of_part(what: str, args: argparse.Namespace) -> Iterator[Row]:
     """The figures of one part, as they come."""
-    module = "engine" if what == "sync" else what
+    module = "engine" if what == "sync" else "trl" if args.beside == "trl" else what
     rows: Iterator[Row] = getattr(importlib.import_module(f"jobs.bench.{module}"), f"{what}_rows")(args)
     return rows
 

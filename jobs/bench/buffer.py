@@ -18,7 +18,7 @@ from jobs.bench import Row
 from jobs.bench.models import groups_of, run_of
 from jobs.bench.ray import cluster, cpu_s
 
-STEPS, GROUPS_PER_STEP = 32, 128
+STEPS, GROUPS_PER_STEP = 16, 128
 DIFFERENT = 64
 """Groups that the others are copies of."""
 GROUPS_PER_TICK = (1, 8, 32)

@@ -3,6 +3,7 @@ and Ray's."""
 
 import argparse
 import asyncio
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +18,14 @@ ENV_WORKERS, ENGINES = 2, 4
 SECONDS = 5.0
 
 
-class Buffer:
+class Actor:
+    """Tells its process."""
+
+    async def pid(self) -> int:
+        return os.getpid()
+
+
+class Buffer(Actor):
     """Admits at once, keeps nothing."""
 
     async def admit(self, num_groups: int) -> None: ...
@@ -28,6 +36,9 @@ class Buffer:
 class Games:
     """An env worker without games."""
 
+    def pid(self) -> int:
+        return os.getpid()
+
     def observe(self, tickets: None) -> None: ...
 
     def score(self, groups: None, answers: None) -> None: ...
@@ -35,7 +46,7 @@ class Games:
     def finish(self, groups: None) -> None: ...
 
 
-class Engine:
+class Engine(Actor):
     """Answers after a while."""
 
     def __init__(self, seconds: float = 0.0) -> None:
@@ -51,10 +62,10 @@ def driver_rows(args: argparse.Namespace) -> Iterator[Row]:
         for lanes in LANES:
             actors = actors_of(ray, ENV_WORKERS, ENGINES)
             for _ in range(2):
-                ticks, taken, cpu = run_for(SECONDS, actors, lanes)
+                ticks, rate, cpu = run_for(SECONDS, actors, lanes)
             yield {
                 "what": f"driver, one group a tick, calls that do nothing, {lanes} lanes",
-                "rollouts/s": GROUP_SIZE * ticks / taken, "rollouts/CPU s of the driver": GROUP_SIZE * ticks / cpu,
+                "rollouts/s": GROUP_SIZE * rate, "rollouts/CPU s of the driver": GROUP_SIZE * ticks / cpu,
                 "driver's CPU us a tick": 1e6 * cpu / ticks,
             }  # fmt: skip
             dismiss(ray, actors)
@@ -89,12 +100,15 @@ def dismiss(ray: Any, actors: Any) -> None:
 
 
 def run_for(seconds: float, actors: Any, lanes: int) -> tuple[int, float, float]:
-    """Ticks that were finished, the seconds that took, and the CPU seconds of this process."""
+    """Ticks that were finished, how many a second, and the CPU seconds of this process.
+
+    A lane's rate is that of its whole ticks: where they are long, what the end cuts off would count.
+    """
     from g1_ray.pipeline.graph import Executor, rollout_graph
 
     pairs = [(lane % len(actors.env_workers), lane % len(actors.engines)) for lane in range(lanes)]
     graphs = {pair: rollout_graph(actors, *pair, turns=1) for pair in set(pairs)}  # bound once, as a run does
-    executor, ticks = Executor(tick_timeout_s=60.0), 0
+    executor, ticks, last = Executor(tick_timeout_s=60.0), [0] * lanes, [0.0] * lanes
     began, cpu_began = time.perf_counter(), time.process_time()
     while time.perf_counter() - began < seconds:
         for lane, pair in enumerate(pairs):
@@ -102,7 +116,8 @@ def run_for(seconds: float, actors: Any, lanes: int) -> tuple[int, float, float]
                 executor.start(lane, graphs[pair], 1)
         for finished in executor.poll(1.0):
             assert not finished.failure, finished.failure
-            ticks += 1
-    taken, cpu = time.perf_counter() - began, time.process_time() - cpu_began
+            ticks[finished.tick.lane] += 1
+            last[finished.tick.lane] = time.perf_counter() - began
+    cpu = time.process_time() - cpu_began
     executor.clear()
-    return ticks, taken, cpu
+    return sum(ticks), sum(num / s for num, s in zip(ticks, last, strict=True) if num), cpu

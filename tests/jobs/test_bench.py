@@ -1,6 +1,7 @@
 """Measuring works, on the smallest models: `make gpu` does the same on a GPU."""
 
 import contextlib
+import importlib.util
 import json
 
 import pytest
@@ -51,3 +52,19 @@ def test_a_buffer_books_all_that_it_is_given(capsys, tmp_path, ray_cluster, monk
     *buffers, driver = rows(capsys, tmp_path, "buffer", "driver")
     assert len(buffers) == 6 and all(row["samples/s"] > 0 for row in buffers[1:])
     assert driver["rollouts/s"] > 0
+
+
+def test_a_learner_beside_trl_has_its_loss_and_its_gradient(capsys, tmp_path, monkeypatch):
+    if importlib.util.find_spec("trl") is None:
+        assert main(["bench", "learner", "--beside", "trl"]) == 2
+        assert "pip install -e '.[trl]'" in capsys.readouterr().err
+        pytest.skip("no trl")
+    monkeypatch.setattr("jobs.bench.trl.ROUNDS", 1)
+    (row,) = rows(capsys, tmp_path, "learner", "--beside", "trl")
+    assert row["TRL's is off by"] < 1e-7 and row["TRL's / ours"] == pytest.approx(1, abs=1e-5)
+    assert row["TRL/ours, CPU"] > 0
+
+
+def test_what_is_measured_beside_trl_is_told(capsys):
+    assert main(["bench", "engine", "--beside", "trl"]) == 2
+    assert "for the learner alone" in capsys.readouterr().err
