@@ -104,15 +104,18 @@ class Outliving:
         return tickets
 
     def _ask_buffer(self, method: str, *arguments: Any) -> Any:
-        """A call of the buffer's, made again where it dies, until it is back."""
+        """A call of the buffer's, made again where it dies or hangs, until it is back."""
         deadline = time.monotonic() + START_TIMEOUT_S
+        look = self.recovery.look if hasattr(self, "recovery") else None  # what is closed may not have come so far
         while True:
             try:
-                return get(getattr(self.actors.buffer, method).remote(*arguments), who=f"buffer: {method}")
+                return get(getattr(self.actors.buffer, method).remote(*arguments), look=look, who=f"buffer: {method}")
             except ray.exceptions.RayActorError:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)
+                if look:
+                    look()
 
     def _current(self) -> list[int]:
         """The engines that are up and hold the policy as it is now."""

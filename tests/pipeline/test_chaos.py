@@ -20,6 +20,7 @@ import pytest
 from test_pipeline import check_books, config, lines
 
 from g1_ray.config import RunConfig
+from g1_ray.pipeline.run import Pipeline
 from jobs.train import train
 
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(3600)]
@@ -145,6 +146,28 @@ def outlives(run: RunConfig, kills: list[tuple[str, signal.Signals]], seed: int 
 def test_a_run_outlives_the_death_of_an_env_worker_and_of_an_engine(ray_cluster, tmp_path):
     """Those of learner and buffer: `test_deterministic.py`."""
     outlives(small(tmp_path, "transformers"), [(role, signal.SIGKILL) for role in ("env worker", "engine")])
+
+
+def test_a_run_outlives_a_buffer_that_hangs_while_a_checkpoint_is_made(ray_cluster, tmp_path, monkeypatch):
+    """The driver waits for the buffer then, and for nobody else."""
+    made = small(tmp_path, "transformers")
+    hang_s = made.asynchrony.model_copy(update={"hang_s": 8.0})
+    made = made.model_copy(update={"steps": 6, "asynchrony": hang_s})
+    save, stopped = Pipeline.save, []
+
+    def stop_and_save(pipeline: Pipeline, last: bool = False) -> Path:
+        if not stopped:
+            stopped.extend(processes("buffer"))
+            stopped[0].send_signal(signal.SIGSTOP)
+        return save(pipeline, last)
+
+    monkeypatch.setattr(Pipeline, "save", stop_and_save)
+    began = time.monotonic()
+    assert train(made) == 0
+    assert time.monotonic() - began < LATEST_S["buffer"]
+    report = check_books(made.folder)
+    assert report["steps"] == 6 and report["last_metrics"]["recovered/buffer"] == 1
+    assert not stopped[0].is_running() or stopped[0].status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.slow
