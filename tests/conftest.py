@@ -17,7 +17,7 @@ def ray_cluster():
     tests = Path(__file__).parent  # for the actors that are defined in them
     folders = [tests, *(path.parent for path in tests.glob("*/test_*.py"))]
     env = {"env_vars": {"PYTHONPATH": os.pathsep.join(map(str, dict.fromkeys(folders))), "OMP_NUM_THREADS": "1"}}
-    ray.init(num_cpus=8, include_dashboard=False, logging_level="WARNING", runtime_env=env)
+    ray.init(address="local", num_cpus=8, include_dashboard=False, logging_level="WARNING", runtime_env=env)
     yield ray
     ray.shutdown()
 
