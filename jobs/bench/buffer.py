@@ -114,7 +114,7 @@ def through_ray(
     buffer = ray.remote(BufferActor).options(num_cpus=0).remote(config, str(folder.path))
     total = STEPS * GROUPS_PER_STEP
     ticks = [source.finish.remote(first, groups_per_tick) for first in range(0, total, groups_per_tick)]
-    pid = ray.get(buffer.alive.remote()).pid
+    pid = ray.get(buffer.alive.remote(), timeout=WAIT_S).pid
     ray.wait(ticks, num_returns=len(ticks))
     began, cpu_began, driver_began = time.perf_counter(), cpu_s(pid), time.process_time()
     a_step = GROUPS_PER_STEP // groups_per_tick
@@ -126,7 +126,7 @@ def through_ray(
         if step >= 0:
             assert ray.wait([buffer.take.remote(step)], timeout=WAIT_S, fetch_local=False)[0], "no batch came"
             ray.get(buffer.release.remote(StepReport(step + 1, {}, Origin())), timeout=WAIT_S)
-    books = ray.get(buffer.close.remote())
+    books = ray.get(buffer.close.remote(), timeout=WAIT_S)
     taken, cpu, driver = time.perf_counter() - began, cpu_s(pid) - cpu_began, time.process_time() - driver_began
     check(books)
     for actor in (source, buffer):

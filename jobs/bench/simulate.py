@@ -73,7 +73,7 @@ def measured(ray: Any, out: Path) -> Costs:
 def idle_costs(ray: Any, with_engines: bool = False) -> Costs:
     """Of actors that do nothing, CPU seconds of a tick by who takes them; engines' as env workers', if at all."""
     actors = driver.actors_of(ray, 1, 1)
-    pids = ray.get([actor.pid.remote() for actor in driver.everybody(actors)])
+    pids = ray.get([actor.pid.remote() for actor in driver.everybody(actors)], timeout=buffer.WAIT_S)
     driver.run_for(SECONDS / 4, actors, 32)
     before = [cpu_s(pid) for pid in pids]
     ticks, _, cpu = driver.run_for(SECONDS / 2, actors, 32)
