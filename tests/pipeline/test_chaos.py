@@ -148,25 +148,28 @@ def test_a_run_outlives_the_death_of_an_env_worker_and_of_an_engine(ray_cluster,
     outlives(small(tmp_path, "transformers"), [(role, signal.SIGKILL) for role in ("env worker", "engine")])
 
 
-def test_a_run_outlives_a_buffer_that_hangs_while_a_checkpoint_is_made(ray_cluster, tmp_path, monkeypatch):
-    """The driver waits for the buffer then, and for nobody else."""
+@pytest.mark.parametrize("role, when", [("buffer", "save"), ("buffer", "close"), ("learner", "save")])
+def test_a_run_outlives_a_part_that_hangs_while_the_driver_waits_for_it(ray_cluster, tmp_path, monkeypatch, role, when):
+    """Outside of the graphs: while a checkpoint is made, and when the books are closed."""
     made = small(tmp_path, "transformers")
     hang_s = made.asynchrony.model_copy(update={"hang_s": 8.0})
     made = made.model_copy(update={"steps": 6, "asynchrony": hang_s})
-    save, stopped = Pipeline.save, []
+    call, stopped = getattr(Pipeline, when), []
 
-    def stop_and_save(pipeline: Pipeline, last: bool = False) -> Path:
+    def stop_and_call(pipeline: Pipeline, *arguments: object, **more: object) -> object:
         if not stopped:
-            stopped.extend(processes("buffer"))
+            stopped.extend(processes(role))
             stopped[0].send_signal(signal.SIGSTOP)
-        return save(pipeline, last)
+        return call(pipeline, *arguments, **more)
 
-    monkeypatch.setattr(Pipeline, "save", stop_and_save)
+    monkeypatch.setattr(Pipeline, when, stop_and_call)
     began = time.monotonic()
     assert train(made) == 0
-    assert time.monotonic() - began < LATEST_S["buffer"]
+    assert time.monotonic() - began < LATEST_S[role]
     report = check_books(made.folder)
-    assert report["steps"] == 6 and report["last_metrics"]["recovered/buffer"] == 1
+    assert report["steps"] == 6
+    if when == "save":
+        assert report["last_metrics"][f"recovered/{role}"] == 1
     assert not stopped[0].is_running() or stopped[0].status() == psutil.STATUS_ZOMBIE
 
 
