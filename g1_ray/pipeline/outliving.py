@@ -78,7 +78,7 @@ class Outliving:
         part = self.recovery.part_of(failure.actor)
         hangs = part and failure.error is None and part.answered < (tick.opened or 0.0)
         if part and (failure.died or hangs):  # one that answers others is slow, or asked too much
-            self.recovery.lose(part, failure.line)
+            self.recovery.accuse(part, failure.line, tick.started)
         blame = not failure.died and (part is None or self.recovery.examine(part))
         log.warning("lane %d: %s", tick.lane, failure.line)
         self.folder.note(f"a tick of lane {tick.lane} failed: {failure.line}", failure.trace)
@@ -134,7 +134,7 @@ class Outliving:
         ends = self.recovery.part_of(failure.actor)
         if ends is None or ends.role != "buffer" or failure.call != "release":
             return None
-        self.recovery.lose(ends, failure.line)
+        self.recovery.accuse(ends, failure.line, tick.started)
         step = tick.refs[id(tick.named("step")[0])]
         summary: StepSummary = self._ask_buffer("release", get(step))
         return summary
@@ -148,7 +148,7 @@ class Outliving:
         name = f" on {part.name}" if part else ""
         self.folder.note(f"step {self.version + 1} failed{name}: {failure.line}", failure.trace)
         if part and (failure.died or failure.error is None):
-            self.recovery.lose(part, failure.line)
+            self.recovery.accuse(part, failure.line, tick.started)
         elif all([self.recovery.examine(other) for other in self.recovery.parts if other.up]):
             # Nobody has died: of a rank that another has left, too, the error may be heard before that.
             raise RuntimeError(f"step {self.version + 1} failed{name}; {failure.line}")
@@ -216,7 +216,7 @@ class Outliving:
             self.version, state = get_all(loading, patience(len(learners) * folder_bytes(checkpoint)))[0]
         self._ask_buffer("reopen", state)
         for part in learners:
-            part.up, part.ping = True, None
+            part.back()
         self._publish_back()
         return told
 

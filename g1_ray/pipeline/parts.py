@@ -153,6 +153,8 @@ class Part:
     version: int = 0
     """Of an engine: the policy that it holds."""
     down_at: float = 0.0
+    back_at: float = 0.0
+    """When it came back last, Unix time, s; 0 for one that never had to."""
     burial: Callable[[], str | None] | None = None
     """Of one that has died, where that is under way already."""
 
@@ -199,6 +201,10 @@ class Part:
         except Exception:  # noqa: BLE001 - not yet
             return False
         return True
+
+    def back(self) -> None:
+        """Books that it is up again."""
+        self.up, self.ping, self.back_at = True, None, time.time()
 
     def lost(self) -> None:
         """Books its death."""

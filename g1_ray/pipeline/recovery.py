@@ -117,6 +117,16 @@ class Recovery:
             return False
         return True
 
+    def accuse(self, part: Part, why: str, asked_at: float) -> None:
+        """A part is down, as what it was asked at `asked_at` (Unix time, s) tells.
+
+        The answer may come late, from before it came back: then it is asked once more.
+        """
+        if asked_at < part.back_at:
+            self.examine(part)
+        else:
+            self.lose(part, why)
+
     def lose(self, part: Part, why: str) -> None:
         """A part is down: it is brought back from here on, a learner by whoever asks for `lost_learner`."""
         if not part.up:
@@ -198,7 +208,7 @@ class Recovery:
             self._healing[name] = part, healing, next(healing), since
         except StopIteration:
             del self._healing[name]
-            part.up, part.ping = True, None
+            part.back()
             self.counts[part.role] += 1
             self.note(f"{name} is back after {time.monotonic() - part.down_at:.1f} s", "")
         except Exception as error:  # noqa: BLE001 - it has died again

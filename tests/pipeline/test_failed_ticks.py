@@ -105,6 +105,23 @@ def test_a_group_is_not_blamed_for_the_death_of_a_part_and_the_run_goes_on(pipel
     assert pipeline.recovery.parts[2].deaths == 1  # once, however many ticks it took with it
 
 
+@pytest.mark.parametrize("role", ["buffer", "env worker", "engine"])
+@pytest.mark.parametrize("lane", [2, run.TRAIN])
+def test_what_was_asked_of_a_part_before_it_came_back_does_not_end_it_once_more(pipeline, role, lane):
+    """Ticks are looked at late, e.g. after a checkpoint in which the part was brought back."""
+    part = next(part for part in pipeline.recovery.parts if part.role == role)
+    died = Failure("put: ActorDiedError: gone", "", role, ray.exceptions.ActorDiedError())
+    part.lost()
+    part.back()
+    after = pipeline._after_rollouts if lane != run.TRAIN else lambda end: pipeline._after_step(end, lambda *step: None)
+    after(finished(died, lane))
+    assert part.up and part.deaths == 1
+    late = finished(died, lane)
+    late.tick.started = part.back_at + 1.0
+    after(late)
+    assert not part.up and part.deaths == 2
+
+
 def test_a_part_that_dies_again_and_again_ends_the_run_unless_steps_are_made(pipeline):
     part, recovery = pipeline.recovery.parts[1], pipeline.recovery
     for round in range(3 * MAX_DEATHS):
