@@ -143,6 +143,8 @@ class RolloutConfig(Section):
     turns: int = Field(1, ge=1, description="moves of a rollout; 1: the paper's single-step groups")
     window: int = Field(1, ge=0, description="earlier turns that stay in the prompt, pictures included")
     group_size: int = Field(8, ge=2, description="answers (rollouts) from one start")
+    screen_size: int = Field(0, ge=0, description="answers that a group begins with, and has no more of where all earn "
+                             "the same, as nothing is learned from those; 0: all at once")  # fmt: skip
     groups_per_step: int = Field(32, ge=1, description="groups of a batch, over all games")
     temperature: float = Field(
         1.0, gt=0, description="answers are sampled from softmax(logits / temperature), and that policy is trained"
@@ -160,6 +162,16 @@ class RolloutConfig(Section):
             raise ValueError(
                 f"turns = {self.turns} and perception = 'given': it is given in first turns only; turns = 1"
             )
+        if self.screen_size and not 2 <= self.screen_size < self.group_size:
+            raise ValueError(
+                f"screen_size = {self.screen_size}: at least 2, to differ, and less than group_size, which is "
+                f"{self.group_size}; 0: all answers at once"
+            )
+        if self.screen_size and self.turns > 1:
+            raise ValueError(
+                f"screen_size = {self.screen_size} and turns = {self.turns}: what a group earns is known after the "
+                "last of its turns; give turns = 1, or screen_size = 0"
+            )
         if self.wrong_cells and self.perception == "own":
             raise ValueError(f"wrong_cells = {self.wrong_cells}: needs perception = 'given'")
         if self.top_p < 1:
@@ -168,6 +180,11 @@ class RolloutConfig(Section):
                 "on them; give top_p = 1, and a lower temperature for surer answers"
             )
         return self
+
+    @property
+    def passes(self) -> int:
+        """Times that a tick of the rollout graph asks the engine, and plays what it answers."""
+        return self.turns + (self.screen_size > 0)
 
 
 REWARD_PARTS = ("game", "format", "perception")

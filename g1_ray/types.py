@@ -145,7 +145,7 @@ class Rollout:
 class OpenGroup:
     """A group in the making: its rollouts so far, and the prompts that wait for answers.
 
-    Request i is for rollout i, or where there is but one and no rollout has a turn yet, for all of them.
+    Request i is for rollout i, or where there is but one, for all those that have no turn yet.
     """
 
     ticket: Ticket

@@ -23,12 +23,12 @@ def main(argv: list[str] | None = None) -> int:
     from g1_ray.pipeline.graph import describe, rollout_graph, train_graph
 
     actors, names = unmade(config)
-    lanes, turns = config.asynchrony.lanes, config.rollout.turns
+    lanes, passes = config.asynchrony.lanes, config.rollout.passes
     print(f"rollout graph: {lanes} lanes, input = {config.asynchrony.groups_per_tick} groups; lane 0")
-    for line in describe(rollout_graph(actors, 0, 0, min(turns, 2)), names):
+    for line in describe(rollout_graph(actors, 0, 0, min(passes, 2)), names):
         print("  " + line)
-    if turns > 2:
-        print(f"  (generate and score: {turns} times; two are shown)")
+    if passes > 2:
+        print(f"  (generate and score: {passes} times; two are shown)")
     each = f"{config.capacity} groups of {config.rollout.group_size}"
     print(f"  at most {each} under way: (max_staleness + 1) x groups_per_step\n")
     print(f"train graph: one tick a step, {config.rollout.groups_per_step} groups, input = policy version")

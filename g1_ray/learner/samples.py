@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from g1_ray.config import AlgorithmConfig, RunConfig
-from g1_ray.learner.tally import differ, origin_of, tally_of
+from g1_ray.learner.tally import origin_of, tally_of
+from g1_ray.rollout.judge import differ
 from g1_ray.types import Batch, Group, Rollout, Sample, Turn
 
 EPS = 1e-4
@@ -144,6 +145,6 @@ def batch_of(
     Flat groups are left out where the config says so, and counted; `forgotten` ones, by game, are counted only.
     """
     samples = [trained_on(group, config.algorithm) for group in groups]
-    tallies = [tally_of(group, its) for group, its in zip(groups, samples, strict=True)]
+    tallies = [tally_of(group, its, config.rollout.screen_size) for group, its in zip(groups, samples, strict=True)]
     origin = origin_of(tallies, version, taken_at, forgotten)
     return Batch(version, tuple(sample for its in samples for sample in its), origin)

@@ -2,22 +2,23 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from g1_ray.rollout.judge import accuracies
+from g1_ray.rollout.judge import accuracies, differ
 from g1_ray.rollout.patterns import patterns_of, thinking_of
 from g1_ray.runs.curves import PATTERNS
 from g1_ray.types import Group, Origin, Sample
 
-FLAT = 1e-6
-"""Returns that differ by no more are the same."""
-
 
 @dataclass(frozen=True)
 class Tally:
-    """A group in figures: columns of its G rollouts and of their T turns, one rollout after the other."""
+    """A group in figures: columns of G rollouts and of their T turns, one rollout after the other.
+
+    Where groups are screened these are the first `screen_size` rollouts: the others are there because those differed,
+    and groups that have more of them would count for more in all means.
+    """
 
     game: str
     """Name of the entry in the config's `games`, e.g. "shisen"."""
@@ -51,18 +52,15 @@ class Tally:
     """[T] what their thinking is like: `rollout.patterns`."""
 
 
-def differ(totals: Sequence[float]) -> bool:
-    """Whether returns do."""
-    return max(totals) - min(totals) > FLAT
-
-
-def tally_of(group: Group, samples: Sequence[Sample]) -> Tally:
+def tally_of(group: Group, samples: Sequence[Sample], screen_size: int = 0) -> Tally:
     """Of a group without a fault, and what there is to train on in it."""
+    min_version = group.min_version
+    group = replace(group, rollouts=group.rollouts[: screen_size or len(group.rollouts)])
     turns, names = group.turns, group.start.task.renderer.names
     versions = [turn.completion.versions for turn in turns]
     return Tally(
         game=group.ticket.game,
-        min_version=group.min_version,
+        min_version=min_version,
         num_samples=len(samples),
         num_tokens=sum(int(np.count_nonzero(sample.loss_mask)) for sample in samples),
         totals=[rollout.total for rollout in group.rollouts],

@@ -1,7 +1,7 @@
 """The two graphs of a run, and the executor that runs them.
 
     rollout graph, one for each lane, every lane runs one tick after the other
-        ReplayBuffer.admit -> EnvWorker.observe -> [InferenceEngine.generate -> EnvWorker.score] x turns
+        ReplayBuffer.admit -> EnvWorker.observe -> [InferenceEngine.generate -> EnvWorker.score] x passes
                            -> EnvWorker.finish -> ReplayBuffer.put
 
     train graph, one tick for each optimizer step
@@ -56,13 +56,13 @@ class Actors:
     learners: Sequence[Any]
 
 
-def rollout_graph(actors: Actors, env_worker: int, engine: int, turns: int) -> DAGNode:
+def rollout_graph(actors: Actors, env_worker: int, engine: int, passes: int) -> DAGNode:
     """The graph of a tick on one env worker and one engine, by their numbers; its input is the number of groups."""
     games, answering = actors.env_workers[env_worker], actors.engines[engine]
     with InputNode() as num_groups:
         tickets = actors.buffer.admit.bind(num_groups)
         groups = games.observe.bind(tickets)
-        for _ in range(turns):
+        for _ in range(passes):
             answers = answering.generate.bind(groups)
             groups = games.score.bind(groups, answers)
         return actors.buffer.put.bind(games.finish.bind(groups))

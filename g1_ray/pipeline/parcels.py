@@ -73,7 +73,7 @@ def parcel_of(group: Group, config: RunConfig) -> Parcel:
         flat=is_flat(group),
         samples=pickle.dumps(samples, protocol=5) if samples else b"",
         rows=rows,
-        tally=tally_of(group, samples),
+        tally=tally_of(group, samples, config.rollout.screen_size),
         lesson=lesson_of(group, game),
     )
 

@@ -169,7 +169,7 @@ class Pipeline(Outliving):
             part.busy += 1
         which = pair[0].index, pair[1].index
         if which not in self._graphs:  # to bind one takes as long as to run it
-            self._graphs[which] = rollout_graph(self.actors, *which, self.config.rollout.turns)
+            self._graphs[which] = rollout_graph(self.actors, *which, self.config.rollout.passes)
         self.executor.start(lane, self._graphs[which], self.config.asynchrony.groups_per_tick)
 
     def _after_rollouts(self, finished: Finished, tell: Callable[[str], None] = lambda text: None) -> None:

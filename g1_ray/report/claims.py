@@ -100,6 +100,8 @@ class Found:
     """Moves that score at T=1, in %."""
     after: Mean
     group_size: int
+    flat_size: int
+    """Answers of a flat group: fewer where groups are screened."""
 
     @property
     def gain(self) -> Mean:
@@ -124,7 +126,8 @@ class Found:
     def answers_to(self, r_acc: float) -> int | None:
         """Answers that had come, of flat groups too, when R_acc, smoothed, was there; None where it never was."""
         reached = smooth(curve_of(self.metrics, f"{self.game}/r_acc"), max(1, len(self.metrics) // 20)) >= r_acc
-        answers = np.nancumsum(curve_of(self.metrics, f"{self.game}/groups")) * self.group_size
+        groups, flat = (curve_of(self.metrics, f"{self.game}/{name}") for name in ("groups", "flat_groups"))
+        answers = np.nancumsum((groups - flat) * self.group_size + flat * self.flat_size)
         return int(answers[reached.argmax()]) if reached.any() else None
 
     def along(self, curve: str) -> float:
@@ -156,9 +159,9 @@ def found(trial: Trial, folder: Path) -> list[Found]:
     lines = [line for line in json.loads(results.read_text()) if "scoring" in line]
     scoring = {(line["game"], line["player"]): Mean(*line["scoring"]) for line in lines}
     before, after = (f"{name}, T=1" for name in (trial.experiment.before, config["eval"]["label"]))
-    size = config["rollout"]["group_size"]
+    size, screen = config["rollout"]["group_size"], config["rollout"].get("screen_size", 0)
     return [
-        Found(trial, game, metrics, scoring[game, before], scoring[game, after], size)
+        Found(trial, game, metrics, scoring[game, before], scoring[game, after], size, screen or size)
         for game in games_with_curves(metrics)
     ]
 

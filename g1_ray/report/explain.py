@@ -23,7 +23,7 @@ from envs.rewards import reward_named
 from g1_ray.config import REWARD_PARTS, AlgorithmConfig, RewardConfig, Section
 from g1_ray.config_text import explain
 from g1_ray.learner.samples import group_advantages
-from g1_ray.rollout.judge import judge
+from g1_ray.rollout.judge import differ, judge
 from g1_ray.runs.layouts import state_in
 from g1_ray.tables import aligned
 
@@ -256,8 +256,6 @@ def _section(kind: type[Kind], values: object, folder: Path) -> Kind:
 
 def _returns(rollouts: Sequence[Sequence[dict[str, Any]]], weights: RewardConfig, algorithm: AlgorithmConfig) -> str:
     """The table of the rollouts, and what their returns make of the group."""
-    from g1_ray.learner.tally import FLAT
-
     totals = np.array([sum(row["reward"] for row in rows) for rows in rollouts], np.float64)
     standard, centred = (group_advantages(totals, divide_by_std=divide).tolist() for divide in (True, False))
     table: list[tuple[str, ...]] = [("rollout", "tokens", *REWARD_PARTS, "return", "GRPO", "Dr. GRPO", "moves")]
@@ -275,7 +273,7 @@ def _returns(rollouts: Sequence[Sequence[dict[str, Any]]], weights: RewardConfig
         f"mean {totals.mean():.4g}, standard deviation {totals.std(ddof=1):.4g}; advantages: GRPO (return - mean) / "
         f"(deviation + 1e-4), Dr. GRPO return - mean; this run uses {algorithm.advantage}",
     ]
-    if totals.max() - totals.min() > FLAT:
+    if differ(totals.tolist()):
         lines.append("not flat: the returns differ, so there is something to learn")
     else:
         left = "left out of training" if algorithm.skip_flat_groups else "trained on all the same, with advantages of 0"

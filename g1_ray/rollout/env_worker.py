@@ -16,6 +16,7 @@ from envs import Codec, State
 from g1_ray.config import RunConfig
 from g1_ray.models.words import Phrases, Words
 from g1_ray.rollout.begun import described
+from g1_ray.rollout.judge import differ
 from g1_ray.rollout.referee import Referee
 from g1_ray.rollout.starts import draw_state
 from g1_ray.seeds import seed_of
@@ -104,7 +105,8 @@ class EnvWorker:
         if start is None:
             mix = referee.config.states.only(ticket.source)
             start = draw_state(referee.task, mix, seed_of("start", ticket.game, ticket.seed), referee.reward)
-        size, prompt = self.config.group_size, self.words.prompt([(start, None)])
+        size = self.config.screen_size or self.config.group_size
+        prompt = self.words.prompt([(start, None)])
         if begun := self._begun(ticket, start):
             prompt = Prompt(np.concatenate([prompt.token_ids, self.words.ids(begun)]), prompt.states)
         first = Request(prompt, size, seed_of("answer", ticket.seed, 0))
@@ -133,7 +135,17 @@ class EnvWorker:
             turn = referee.turn(state, request, completion, self.words.decode(completion.token_ids, begun))
             rollout = rollouts[number]
             rollouts[number] = Rollout((*rollout.turns, turn), over=turn.next_state.game().over)
-        return self._ask(replace(group, rollouts=tuple(rollouts)))
+        group = replace(group, rollouts=tuple(rollouts))
+        if len(rollouts) < self.config.group_size and differ([rollout.total for rollout in rollouts]):
+            return self._ask_the_rest(group)
+        return self._ask(group)
+
+    def _ask_the_rest(self, group: OpenGroup) -> OpenGroup:
+        """The other answers of a group that has passed the screen: SPEED, arXiv 2506.09016, section 4."""
+        there, size = len(group.rollouts), self.config.group_size
+        rest = Request(group.requests[0].prompt, size - there, seed_of("answer", group.ticket.seed, 0, "rest"))
+        rollouts = (*group.rollouts, *(Rollout(),) * (size - there))
+        return replace(group, rollouts=rollouts, requests=(rest,), waiting=tuple(range(there, size)))
 
     def _ask(self, group: OpenGroup) -> OpenGroup:
         """The group with its next requests, one for each rollout that goes on."""

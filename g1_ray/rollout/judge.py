@@ -13,6 +13,9 @@ from envs import Answer, Codec, Game, Outcome, PerceptionScore
 from envs.core import Board
 from envs.rewards import Reward
 
+FLAT = 1e-6
+"""Returns that differ by no more are the same."""
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -42,6 +45,11 @@ def judge(codec: Codec, game: Game, text: str, reward: Reward, board: Board | No
     seen = codec.score_perception(answer.perception, game.perception() if board is None else board)
     outcome = game.step(answer.action)
     return Judgement(answer, seen, outcome, float(reward(outcome)))
+
+
+def differ(returns: Sequence[float]) -> bool:
+    """Whether the answers of a group earn differently."""
+    return max(returns) - min(returns) > FLAT
 
 
 class Accuracies(NamedTuple):

@@ -107,7 +107,7 @@ def run_for(seconds: float, actors: Any, lanes: int) -> tuple[int, float, float]
     from g1_ray.pipeline.graph import Executor, rollout_graph
 
     pairs = [(lane % len(actors.env_workers), lane % len(actors.engines)) for lane in range(lanes)]
-    graphs = {pair: rollout_graph(actors, *pair, turns=1) for pair in set(pairs)}  # bound once, as a run does
+    graphs = {pair: rollout_graph(actors, *pair, passes=1) for pair in set(pairs)}  # bound once, as a run does
     executor, ticks, last = Executor(tick_timeout_s=60.0), [0] * lanes, [0.0] * lanes
     began, cpu_began = time.perf_counter(), time.process_time()
     while time.perf_counter() - began < seconds:

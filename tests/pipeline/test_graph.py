@@ -112,7 +112,7 @@ def run_until(executor: Executor, count: int, again=None):
 def test_many_ticks_are_in_flight_and_the_gate_holds_them_back(ray_cluster, crew):
     actors = crew(delay_s=0.02)
     executor = Executor(tick_timeout_s=20)
-    graphs = [rollout_graph(actors, 0, 0, turns=1) for lane in range(4)]
+    graphs = [rollout_graph(actors, 0, 0, passes=1) for lane in range(4)]
     for lane, graph in enumerate(graphs):
         executor.start(lane, graph, lane)
     finished = run_until(executor, 12, lambda one: executor.start(one.tick.lane, graphs[one.tick.lane], 9))
@@ -126,7 +126,7 @@ def test_many_ticks_are_in_flight_and_the_gate_holds_them_back(ray_cluster, crew
 def test_turns_unroll_the_graph(ray_cluster, crew):
     actors = crew()
     executor = Executor(tick_timeout_s=20)
-    executor.start(0, rollout_graph(actors, 0, 0, turns=3), 5)
+    executor.start(0, rollout_graph(actors, 0, 0, passes=3), 5)
     (one,) = run_until(executor, 1)
     assert one.result == "5 seen+a1+a2+a3"
 
@@ -134,7 +134,7 @@ def test_turns_unroll_the_graph(ray_cluster, crew):
 def test_a_failed_call_is_named_and_the_lane_goes_on(ray_cluster, crew):
     actors = crew(fails_at=1)
     executor = Executor(tick_timeout_s=20)
-    graph = rollout_graph(actors, 0, 0, turns=1)
+    graph = rollout_graph(actors, 0, 0, passes=1)
     executor.start(0, graph, 1)
     (one,) = run_until(executor, 1)
     assert one.failure.line == "generate: RuntimeError: out of memory"
@@ -147,7 +147,7 @@ def test_a_failed_call_is_named_and_the_lane_goes_on(ray_cluster, crew):
 def test_a_hung_call_is_given_up_and_named(crew):
     actors = crew(delay_s=60)
     executor = Executor(tick_timeout_s=0.5)
-    executor.start(0, rollout_graph(actors, 0, 0, turns=1), 1)
+    executor.start(0, rollout_graph(actors, 0, 0, passes=1), 1)
     (one,) = run_until(executor, 1)
     hung = actors.engines[0]
     assert one.failure == Failure("no end after 0.5 s; generate gave no answer", actor=hung, silent=(hung,))
@@ -159,7 +159,7 @@ def test_a_dead_actor_is_named(ray_cluster, crew):
     engine = ray_cluster.remote(Engine).options(num_cpus=0).remote()
     ray_cluster.get(engine.behave.remote(delay_s=60), timeout=120)
     executor = Executor(tick_timeout_s=20)
-    executor.start(0, rollout_graph(replace(actors, engines=[engine]), 0, 0, turns=1), 1)
+    executor.start(0, rollout_graph(replace(actors, engines=[engine]), 0, 0, passes=1), 1)
     while executor.ticks[0].opened is None:
         executor.poll(0.1)
     ray_cluster.kill(engine)
@@ -183,7 +183,7 @@ def test_graphs_are_printed_without_a_cluster(capsys):
 
     config = RunConfig(name="t", model={"path": "tiny-base"}, games=[{"game": "2048"}], learner={"num_ranks": 2})
     actors, names = unmade(config)
-    rollout = describe(rollout_graph(actors, 0, 0, turns=1), names)
+    rollout = describe(rollout_graph(actors, 0, 0, passes=1), names)
     assert rollout == [
         "#1   ReplayBuffer.admit(input)",
         "#2   EnvWorker[0].observe(#1)",

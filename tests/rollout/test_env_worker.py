@@ -12,6 +12,8 @@ from envs.lookahead import look_ahead
 from envs.players import PLAYERS
 from envs.rewards import score
 from g1_ray.config import RunConfig
+from g1_ray.learner.samples import trained_on
+from g1_ray.learner.tally import tally_of
 from g1_ray.models.chat import Chat
 from g1_ray.models.find import MODELS
 from g1_ray.report.explain import explain_answer
@@ -138,6 +140,34 @@ def test_a_group_is_scored_on_forks_of_one_state(chat):
         assert second.action is None and second.cause == "no answer" and second.reward == -1
         assert group.start == first.prompt.states[0]
         assert group.start.game().moves + 1 == first.next_state.game().moves
+
+
+def test_only_a_group_whose_first_answers_differ_is_asked_for_the_rest(chat):
+    settings = config(group_size=5, screen_size=2)
+    assert settings.rollout.passes == 2
+    worker = worker_of(settings)
+    groups = worker.observe([Ticket(0, "2048", 7, 0), Ticket(1, "2048", 8, 0)])
+    assert [group.requests[0].num_answers for group in groups] == [2, 2]
+    good, nothing = (completion(chat, text) for text in (good_answer(groups[0].start), "no answer"))
+    flat, open_group = worker.score(groups[::-1], [[[nothing] * 2], [[nothing, good]]])
+    assert not flat.requests and len(flat.rollouts) == 2
+    (rest,) = open_group.requests
+    assert rest.num_answers == 3 and open_group.waiting == (2, 3, 4) and rest.seed != groups[0].requests[0].seed
+    assert rest.prompt == groups[0].requests[0].prompt
+    done = worker.finish(worker.score([flat, open_group], [[], [[good, good, nothing]]]))
+    returns = [[rollout.total for rollout in group.rollouts] for group in done]
+    best = returns[1][1]
+    assert returns == [[-1.0, -1.0], [-1.0, best, best, best, -1.0]] and best > 0
+    samples = trained_on(done[1], settings.algorithm)
+    assert len(samples) == 5 and not trained_on(done[0], settings.algorithm)
+    tally = tally_of(done[1], samples, 2)
+    assert tally.num_samples == 5 and tally.totals == [-1.0, best]  # what is told of all groups, of each alike
+
+
+@pytest.mark.parametrize("wrong", [{"screen_size": 1}, {"screen_size": 3}, {"screen_size": 2, "turns": 2}])
+def test_a_screen_that_says_nothing_is_refused(wrong):
+    with pytest.raises(ValueError, match="screen_size = .*(turns = 1|all answers at once)"):
+        config(**wrong)
 
 
 def test_a_legal_move_earns_what_play_after_it_does_where_a_run_looks_ahead(chat):
