@@ -1,11 +1,18 @@
-"""Processes that end: what of the machine's shared memory is theirs, and those that are not to outlive their parent."""
+"""Processes that end: what they leave on a machine, and those that are not to outlive their parent."""
 
 import contextlib
+import fcntl
 import multiprocessing
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+SHM = Path("/dev/shm")
+SCRATCH = "g1-ray-scratch-"
+"""What the names of scratch folders begin with."""
 
 
 def shared_memory(pid: int) -> Iterator[str]:
@@ -23,6 +30,37 @@ def forget_memory(names: Iterable[str]) -> None:
     for name in set(names) - {name for pid in others for name in shared_memory(pid)}:
         with contextlib.suppress(OSError):
             os.unlink(f"/dev/shm/{name}")
+
+
+@contextlib.contextmanager
+def scratch(num_bytes: int) -> Iterator[Path]:
+    """A folder of one's own while the context lasts: in memory (/dev/shm) where so many bytes fit in twice.
+
+    It is locked, so that `sweep` knows it from one whose process is gone.
+    """
+    in_memory = SHM.is_dir() and os.access(SHM, os.W_OK) and shutil.disk_usage(SHM).free > 2 * num_bytes
+    made = Path(tempfile.mkdtemp(prefix=f".{SCRATCH}", dir=SHM if in_memory else None))
+    folder, lock = made.with_name(made.name[1:]), os.open(made, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made.rename(folder)  # from here on it may be swept
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def sweep() -> None:
+    """Removes the scratch folders on this machine that nobody holds any more: their processes were killed."""
+    for home in (SHM, Path(tempfile.gettempdir())):
+        for folder in home.glob(f"{SCRATCH}*"):
+            with contextlib.suppress(OSError):  # it is somebody else's, or at work
+                lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder)
+                finally:
+                    os.close(lock)
 
 
 def end_with_parent() -> None:

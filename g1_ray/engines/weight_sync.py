@@ -10,9 +10,6 @@ not newer than its own, and weights that are not exactly its model's, or its ada
 
 import contextlib
 import json
-import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from g1_ray.processes import scratch
 from g1_ray.types import Floats
 
 if TYPE_CHECKING:
@@ -115,10 +113,8 @@ def _header(weights: NDArray[np.uint8]) -> tuple[int, dict[str, Any]]:
 @contextlib.contextmanager
 def weights_file(weights: NDArray[np.uint8], name: str = "model.safetensors") -> Iterator[Path]:
     """A file with these bytes, in a folder of its own, while the context lasts: in memory (/dev/shm) where it fits."""
-    shm = Path("/dev/shm")
-    in_memory = shm.is_dir() and os.access(shm, os.W_OK) and shutil.disk_usage(shm).free > 2 * len(weights)
-    with tempfile.TemporaryDirectory(prefix="g1-ray-", dir=shm if in_memory else None) as folder:
-        file = Path(folder) / name
+    with scratch(len(weights)) as folder:
+        file = folder / name
         file.write_bytes(weights.data)
         yield file
 

@@ -21,7 +21,7 @@ import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from g1_ray.processes import forget_memory, shared_memory
+from g1_ray.processes import forget_memory, shared_memory, sweep
 
 PING_EVERY_S = 2.0
 STACK_SIGNAL = signal.SIGUSR2
@@ -69,7 +69,7 @@ def where(stacks: str = "") -> Where:
 
 
 def bury(place: Where) -> str:
-    """Kills what is left of a part's processes on this machine, and removes the shared memory that nobody else has.
+    """Kills what is left of a part's processes on this machine, and removes what they leave in memory.
 
     Returns the stacks of the process, if it was there to write them.
     """
@@ -82,6 +82,7 @@ def bury(place: Where) -> str:
                 process.wait(5)
     if place.memory:
         forget_memory(place.memory)
+    sweep()
     return stacks
 
 
