@@ -22,6 +22,9 @@ from envs.rewards import reward_table
 
 ERR_RATE = 0.5
 """How often a teacher errs unless told otherwise: what is learned from it is well short of what play can be."""
+SMALL = 16
+"""Cells of the largest board of Shisen-Sho whose working tells where both of two like tiles are, and then that they are
+the same. On larger ones a model learns that too late."""
 UNSURE = "I take a legal move."
 """What somebody thinks who has no idea."""
 BEST = "I take the best move."
@@ -162,6 +165,8 @@ def think_shisen(game: Game, names: Sequence[str], rng: np.random.Generator, err
         for cell in shown:
             words += [names[flat[cell]], place(cell, game.cols)]
         if pair:
+            if board.size > SMALL:
+                words.pop()  # that it is like another is noticed at the tile itself, before its place is told
             break
     if not pair:
         ways = ((other, cell) for at, cell in enumerate(told) for other in told[:at] if other != cell)

@@ -67,12 +67,12 @@ def commands(trial: "Trial", runs: Path) -> Iterator[list[str]]:
     """What is left to do for a run: to make the model that it starts from, if that is its own, and to train."""
     options = [*trial.options, f"out={runs}"]
     if trial.experiment.boards:
-        untrained, name = runs / "untrained-paper", f"coldstart-{trial.config}"
+        start, name = runs / "tiny-paper", f"coldstart-{trial.config}"
         options += starts_from(str(runs / name), trial.experiment.before)
-        if not untrained.exists():
-            yield ["tiny", str(untrained), "--paper"]
+        if not start.exists():
+            yield ["tiny", str(start), "--paper"]
         resume = ["--resume"] if (runs / name).exists() else []  # one that is done makes no more steps
-        yield ["coldstart", str(CONFIGS / f"{name}.toml"), f"model={untrained}", f"out={runs}", *resume]
+        yield ["coldstart", str(CONFIGS / f"{name}.toml"), f"model={start}", f"out={runs}", *resume]
     yield ["train", config_of(trial), *options, *(["--resume"] if (runs / trial.name).exists() else [])]
 
 

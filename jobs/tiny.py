@@ -30,6 +30,8 @@ STAGES: dict[str, tuple[tuple[str, ...], ...]] = {
 }  # fmt: skip
 """Of a model, what differs from its config in each stage of its training; a stage goes on from the one before."""
 CONFIGS = Path(__file__).parent / "configs"
+DRILL = 800
+"""Steps after which like tiles are noticed: a minute on two cores."""
 MAX_TOKENS = 200
 """Longest answer where models are measured; the workings of the tiny models' games are shorter."""
 
@@ -41,8 +43,11 @@ def options() -> Parser:
     parser.add_argument("out", help="folder to write: an untrained model, or with --train a folder for each of the two")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the examples (default 0)")
     parser.add_argument(
-        "--paper", action="store_true", help="an untrained model that knows the words of the paper's boards"
+        "--paper",
+        action="store_true",
+        help="one that knows the words of the paper's boards, and has learned to notice like tiles in lists of them",
     )
+    parser.add_argument("--drill", type=int, default=DRILL, help=f"with --paper: steps on lists (default {DRILL})")
     parser.add_argument("--train", action="store_true", help="make OUT/tiny-base and OUT/tiny-coldstart")
     parser.add_argument("--games", nargs="+", default=names, choices=names, help="with --train: leave out the others")
     parser.add_argument(
@@ -55,7 +60,7 @@ def options() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     """`g1-ray tiny`."""
     args = options().parse_args(argv)
-    check_numbers(args, seed=0)
+    check_numbers(args, seed=0, drill=0)
     if not args.scale > 0:
         raise ValueError(f"--scale {args.scale}: must be above 0")
     out = Path(args.out)
@@ -71,6 +76,10 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"{out} holds something already, which is not written over; give another folder")
     tasks, text = (PAPER_TASKS, PAPER_TEXT) if args.paper else (TASKS, {})
     make_tiny(start, tasks, args.seed, text=text)
+    if args.paper and args.drill:
+        from g1_ray.coldstart.drill import drill
+
+        drill(str(start), [task for task in tasks if task.name.startswith("shisen")], args.drill, args.seed)
     if not args.train:
         print(f"wrote {out}")
     for name in MODELS if args.train else ():
