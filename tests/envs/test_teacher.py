@@ -7,7 +7,7 @@ from envs import Codec, State, Task
 from envs.core import Game
 from envs.games.g2048 import slide_line
 from envs.rewards import reward_table, ternary
-from envs.teacher import Oracle, merged, think
+from envs.teacher import Oracle, merged, place, think
 from g1_ray.config import StatesConfig
 from g1_ray.rollout.starts import draw_state
 
@@ -122,8 +122,10 @@ def test_merged_is_what_sliding_merges() -> None:
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_working_of_shisen_is_what_its_sides_show(seed: int) -> None:
-    codec, task = Codec(TASKS["shisen"]), TASKS["shisen"]
+@pytest.mark.parametrize("task", [TASKS["shisen"], Task.make("shisen", preset="paper")], ids=["4x4", "6x6"])
+def test_working_of_shisen_is_what_its_sides_show(task: Task, seed: int) -> None:
+    """Of a large board, that a tile is like another is told before where it is."""
+    codec, large = Codec(task), task.reasoning != TASKS["shisen"].reasoning
     game = draw_state(task, StatesConfig(), seed, ternary).game()
     board = game.perception()
     thought = think(game, codec.names, np.random.default_rng(seed), False)
@@ -134,15 +136,16 @@ def test_working_of_shisen_is_what_its_sides_show(seed: int) -> None:
     assert words[::2] == list(turned)[: len(words) // 2]
     for number, (side, text) in enumerate(zip(words[::2], words[1::2], strict=True), 1):
         seen = [next((cell for cell in row if board.flat[cell]), None) for row in turned[side].tolist()]
-        whole = " ".join(f"{codec.names[board.flat[c]]} ({c // 4}, {c % 4})" for c in seen if c is not None)
-        shown = [codec.names.index(kind) for kind in re.findall(r"([a-z][a-z ]*) \(", text)]
+        whole = " ".join(f"{codec.names[board.flat[c]]} {place(c, codec.cols)}" for c in seen if c is not None)
+        shown = [codec.names.index(kind) for kind in re.findall(r"([a-z][a-z ]*?)(?: \(|$)", text.strip())]
+        assert text.strip().endswith(")") or (large and number == len(words) // 2)
         assert len(set(shown[:-1])) == len(shown[:-1])
         last = number == len(words) // 2
         assert whole == text.strip() or (last and whole.startswith(text.strip()) and shown[-1] in shown[:-1])
     assert set(thought.moves) <= set(game.legal_actions())
     a, b = game.actions.cells(thought.moves[0])
     assert board.flat[a] == board.flat[b]
-    assert sorted(found.replace(") ", ");").split(";")) == [f"({cell // 4}, {cell % 4})" for cell in (a, b)]
+    assert sorted(found.replace(") ", ");").split(";")) == [place(cell, codec.cols) for cell in (a, b)]
 
 
 def state_swap(rows: list[str]) -> Game:
