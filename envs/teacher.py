@@ -165,15 +165,17 @@ def think_shisen(game: Game, names: Sequence[str], rng: np.random.Generator, err
         for cell in shown:
             words += [names[flat[cell]], place(cell, game.cols)]
         if pair:
-            if board.size > SMALL:
-                words.pop()  # that it is like another is noticed at the tile itself, before its place is told
             break
+    at_the_tile = pair and board.size > SMALL
     if not pair:
         ways = ((other, cell) for at, cell in enumerate(told) for other in told[:at] if other != cell)
         joined = (way for way in ways if action_of(*way) in legal)
         pair = next(joined, None) or game.actions.cells(legal[int(rng.integers(len(legal)))])
     a, b = pair
-    working = " ".join([*words, "same", place(a, game.cols), place(b, game.cols)])
+    # Of "cat (4, 1)" it becomes "cat same (4, 1)" and where the other is; else both places follow.
+    places = [place(cell, game.cols) for cell in (a, b)]
+    words[len(words) - bool(at_the_tile) :] = ["same", *(places[::-1] if at_the_tile else places)]
+    working = " ".join(words)
     if not err:
         return Thought(working, [action_of(a, b)])
     others = (action_of(a, tile) for tile in np.flatnonzero(flat).tolist() if tile != a)

@@ -1,6 +1,6 @@
 """Lists of tiles, until two are alike: what a model from scratch learns on them it takes along to boards.
 
-    left cat (0, 1) ship (3, 2) cat same (0, 1) (5, 5) top ...
+    left cat (0, 1) ship (3, 2) cat same (5, 5) (0, 1) top ...
 
 That a word was said before is noticed by an induction head (arXiv 2209.11895). It comes of itself only where texts
 repeat themselves a lot; answers about a board do so once. So a model learns to tell boards and the tiles of their
@@ -42,7 +42,7 @@ def _lists(codec: Codec, rng: np.random.Generator) -> list[str]:
         for _ in range(int(rng.integers(2, 7))):
             kind, where = str(rng.choice(kinds)), place(int(rng.integers(codec.rows * codec.cols)), codec.cols)
             if kind in told:
-                words += [kind, SAME, told[kind], where]
+                words += [kind, SAME, where, told[kind]]
                 break
             words += [kind, where]
             told[kind] = where
