@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ def finish(trial: Trial, runs: Path, players: dict[str, str], rise: float) -> No
     folder = RunFolder.open(small_config(runs, name=trial.name, trackers=[], eval={"label": "G0"}))
     for step in range(40):
         its = {"reward": rise * step, "reward_game": rise * step, "p_acc": 0.5 + step / 80, "r_acc": 0.5, "groups": 5.0}
+        its["flat_groups"] = 2.0
         its |= {"pattern_check": step / 40, "pattern_none": 0.5}
         folder.log(step + 1, {f"2048/{name}": value for name, value in its.items()})
     task = folder.config.games[0].task()
@@ -58,6 +60,8 @@ def test_what_a_run_came_to(tmp_path: Path) -> None:
     assert one.risen() == "check" and one.along("pattern_check") == pytest.approx(1)
     assert np.isnan(one.along("pattern_none"))  # it never changes
     assert one.answers_to(0.5) == 5 * one.group_size and one.answers_to(0.6) is None
+    screened = replace(one, flat_size=3)
+    assert screened.answers_to(0.5) == 3 * one.group_size + 2 * 3
     assert found(other, tmp_path / other.name) == []
 
 
