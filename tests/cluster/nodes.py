@@ -98,13 +98,17 @@ def loss(folder: Path, part: str) -> dict[str, object]:
     def steps() -> int:
         return metrics.read_text().count("\n") if metrics.is_file() else 0
 
+    def parts_of(node) -> list[str]:
+        """Where parts are is known once they have been asked, which may be some steps after the start."""
+        status = run.folder / "status.json"
+        parts = json.loads(status.read_text())["parts"] if status.is_file() else []
+        return [its["name"] for its in parts if its["node"] == node.node_id]
+
     def kill() -> None:
-        while steps() < 3:
+        while steps() < 3 or not any(part in parts_of(node) for node in nodes):
             time.sleep(0.2)
-        status = json.loads((run.folder / "status.json").read_text())
-        parts = {node.node_id: [p["name"] for p in status["parts"] if p["node"] == node.node_id] for node in nodes}
-        (victim,) = (node for node in nodes if part in parts[node.node_id])
-        lost.update(parts=parts[victim.node_id], step=steps(), at=time.time())
+        victim = next(node for node in nodes if part in parts_of(node))
+        lost.update(parts=parts_of(victim), step=steps(), at=time.time())
         cluster.remove_node(victim, allow_graceful=False)
         while steps() < lost["step"] + 4:
             time.sleep(0.2)
