@@ -67,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.measure:
         measure(out, recipe("tiny-base", args).games, args.measure)
         return 0
+    if args.drill != DRILL and not args.paper:
+        raise ValueError(f"--drill {args.drill}: lists are drilled for the paper's boards only; add --paper")
     if args.paper and args.train:
         raise ValueError("--paper: is for an untrained model; leave out --train, and train it with g1-ray coldstart")
     from g1_ray.models.tiny import PAPER_TASKS, PAPER_TEXT, TASKS, make_tiny

@@ -25,6 +25,7 @@ MISTAKES = [
     ("4", f"train {Q} games.0.game=2o48", "2o48", "'2048'"),
     ("4", "play shizen", "shizen", "'shisen'"),
     ("5", f"train {Q} games.0.preset=papr", "papr", "'paper'"),
+    ("5", "tiny o --drill 5", "--drill 5", "--paper"),
     ("5", "play 2048 --preset papr", "papr", "'paper'"),
     ("6", "play 2048 --reasoning sise=5", "sise", "'size'"),
     ("6", "evaluate --games 2048?sise=3", "sise", "'size'"),
