@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import TextIO
 
 from envs.options import nearest
 from g1_ray.tables import visible
@@ -24,6 +25,14 @@ class _Formatter(logging.Formatter):
         return visible(super().format(record))
 
 
+class _Screen(logging.StreamHandler[TextIO]):
+    """Writes to whatever stderr is at the time; the one of before may be closed (pytest, notebooks)."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def start_logging(process: str, folder: Path | None = None) -> None:
     """Sets up the loggers of this process, which is called e.g. "engine-0"; a `folder` that is not here is left out.
 
@@ -33,7 +42,7 @@ def start_logging(process: str, folder: Path | None = None) -> None:
     if wanted.lower() not in LEVELS:
         raise ValueError(f"{VARIABLE} = {wanted!r} is no level{nearest(wanted.lower(), LEVELS)}")
     level = getattr(logging, wanted.upper())
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    handlers: list[logging.Handler] = [_Screen()]
     handlers[0].setLevel(level)
     if folder is not None and folder.is_dir():
         (folder / "logs").mkdir(exist_ok=True)

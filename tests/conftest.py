@@ -1,12 +1,21 @@
 import logging
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
+# Ray's files of one process of the tests: what was left in /tmp/ray by a crash says nothing of what is tested.
+RAY_FOLDER = tempfile.mkdtemp(prefix="g1-", dir="/tmp")  # short, for the sockets in it
+os.environ["RAY_TMPDIR"] = RAY_FOLDER
+
 ARGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
         "--disable-component-update", "--disable-sync"]  # fmt: skip
+
+
+def pytest_unconfigure():
+    shutil.rmtree(RAY_FOLDER, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """Each process says what it does, to the screen and to a file of its own."""
 
+import contextlib
+import io
 import logging
 
 import pytest
@@ -65,6 +67,14 @@ def test_errors_alone_on_the_screen_leave_the_file_as_it_is(tmp_path, monkeypatc
     start_logging("engine-0", tmp_path)
     say()
     assert lines(tmp_path) == TOLD and not capsys.readouterr().err
+
+
+def test_what_is_said_goes_to_the_screen_of_now(capsys):
+    with contextlib.redirect_stderr(io.StringIO()) as before:
+        start_logging("engine-0")
+    before.close()
+    say()
+    assert capsys.readouterr().err == "g1_ray.engines.make: it is late\n"
 
 
 def test_a_folder_that_is_not_here_is_left_out(tmp_path, capsys):

@@ -96,6 +96,7 @@ def test_clips_a_verdict_and_the_grid_are_on_the_page(tmp_path, open_page):
     assert texts(page, "#grids thead th") == ["as it is", "heldout"] and len(texts(page, "#grids tbody tr")) == 2
     assert texts(page, "#tables h3") == ["2048"]
     page.click("#tables summary")
+    page.wait_for_selector("#tables details h3")  # made once it is open
     assert texts(page, "#tables h3") == ["2048", "2048.heldout"]
     assert texts(page, "#clip-list h3") == ["2048, G1", "2048, cold-start"]  # as the files are called
     page.wait_for_selector("#clip-list canvas:visible")  # as asked for, it stands still

@@ -89,15 +89,14 @@ def begin(page, game, level="0", seats=("person", ""), **options):
     page.locator("#more").evaluate(
         "(node) => { for (const one of [node, ...node.querySelectorAll('details')]) one.open = true; }"
     )
-    before = page.url
     page.select_option("#all-games", game)
     page.select_option("#level", level)
     for number, seat in enumerate(seats):
         page.select_option(f"#seat-{number}", seat)
     for name, value in options.items():
         page.locator(f"#options [name={name}]").fill(str(value))
-    page.get_by_role("button", name="Start this game").click()
-    page.wait_for_url(lambda url: url != before)
+    with other_game(page):
+        page.get_by_role("button", name="Start this game").click()
     page.locator("#more").evaluate("(node) => (node.open = false)")
 
 
@@ -108,9 +107,9 @@ def result(page, lane=0):
 @contextmanager
 def other_game(page):
     """Waits for the session that is begun within."""
-    before = page.url
+    before = page.evaluate("location.href")  # page.url lags behind it
     yield
-    page.wait_for_url(lambda url: url != before)
+    page.wait_for_function("(before) => location.href !== before", arg=before)
 
 
 def scrolls(page):
