@@ -143,33 +143,35 @@ class Canary:
     """Compares log-probabilities of engine and learner on fixed sequences, once after a sync.
 
     `tolerance`: largest mean difference, nats; `CANARY_TOLERANCE` has one for each dtype. A sync that did not take
-    differs by as much as a step changes the policy, which may well be within it, so the learner's values of the last
-    check are kept: an engine that is much nearer to those than to the new ones has the old weights.
+    differs by as much as a step changes the policy, which may well be within it, and in bfloat16 less than what the two
+    always differ by. So what each moved by since the last check is compared as well: there that is gone.
     """
 
     def __init__(self, tolerance: float) -> None:
         self.tolerance = tolerance
-        self._last: NDArray[np.float32] | None = None
+        self._last: tuple[Floats, Floats] | None = None
 
     def check(self, version: int, engine: Sequence[Floats], learner: Sequence[Floats]) -> float:
         """The mean difference, nats, over the tokens of the sequences.
 
-        Raises `WeightSyncError` above the tolerance, and where the engine still computes what the learner did before.
+        Raises `WeightSyncError` above the tolerance, and where the learner's values moved, and not the engine's.
         """
         ours, theirs = np.concatenate(list(learner)), np.concatenate(list(engine))
         assert ours.shape == theirs.shape
         gap = float(np.abs(ours - theirs).mean())
-        last, self._last = self._last, ours
+        last, self._last = self._last, (ours, theirs)
         if not gap <= self.tolerance:
             raise WeightSyncError(
                 f"version {version}: log-probabilities of engine and learner differ by {gap:.2g} nats a token "
                 f"(tolerance {self.tolerance:.2g}): the weights did not arrive, or the two disagree about the model"
             )
-        if last is not None and float(np.abs(last - theirs).mean()) < gap / 4:
-            raise WeightSyncError(
-                f"version {version}: the engine computes the log-probabilities of the learner's last version "
-                f"(differences {np.abs(last - theirs).mean():.2g} and {gap:.2g} nats): its weights were not replaced"
-            )
+        if last is not None:
+            ours_moved, theirs_moved = (float(np.abs(a - b).mean()) for a, b in zip((ours, theirs), last, strict=True))
+            if ours_moved > self.tolerance / 100 and theirs_moved < ours_moved / 4:
+                raise WeightSyncError(
+                    f"version {version}: since the last check the learner's log-probabilities moved by "
+                    f"{ours_moved:.2g} nats a token, the engine's by {theirs_moved:.2g}: its weights were not replaced"
+                )
         return gap
 
 

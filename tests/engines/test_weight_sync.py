@@ -4,6 +4,7 @@ import safetensors.torch
 import torch
 
 from g1_ray.engines.weight_sync import (
+    CANARY_TOLERANCE,
     BlindError,
     Canary,
     WeightSyncError,
@@ -77,6 +78,20 @@ def test_the_canary_sees_weights_that_did_not_arrive() -> None:
     near.check(0, learner(0, 1e-3), learner(0, 1e-3))
     with pytest.raises(WeightSyncError, match="version 1: .* weights were not replaced"):
         near.check(1, learner(0, 1e-3), learner(1, 1e-3))
+
+
+def test_the_canary_sees_it_where_rounding_is_larger_than_a_step() -> None:
+    """As in bfloat16: what the two always differ by is ten times what a step changes."""
+    rounding = [np.random.default_rng(len(each)).normal(0, 0.02, each.shape) for each in learner(0, 0)]
+
+    def engine(step: int) -> list[np.ndarray]:
+        return [(a + b).astype(np.float32) for a, b in zip(learner(step, 2e-3), rounding, strict=True)]
+
+    canary = Canary(CANARY_TOLERANCE["bfloat16"])
+    for step in range(3):
+        assert 0.01 < canary.check(step, engine(step), learner(step, 2e-3)) < 0.03
+    with pytest.raises(WeightSyncError, match=r"version 3: .* moved by 0.0\d+ nats a token, the engine's by 0: its w"):
+        canary.check(3, engine(2), learner(3, 2e-3))
 
 
 def test_the_canary_sees_values_that_are_not_numbers() -> None:
