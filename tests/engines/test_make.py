@@ -38,7 +38,8 @@ def test_every_option_is_one_that_some_engine_reads_but_how_many_there_are_and_w
 def test_vllm_reads_what_is_said(gpus):
     pytest.importorskip("vllm")
     config = Seen(EngineConfig(kind="vllm", gpus=gpus))
-    make_engine(PATH, config, "float32", Sampling())._arguments()
+    engine = make_engine(PATH, config, "float32", Sampling())
+    assert engine._in_thread == (not gpus) and engine._arguments()
     assert config.read - OUTSIDE == set(options_read("vllm", gpus)) - OUTSIDE
 
 
@@ -59,7 +60,7 @@ def test_transformers_reads_what_is_said():
 @pytest.mark.parametrize("name", [name for name in EngineConfig.model_fields if name != "labels"])
 @pytest.mark.parametrize("kind, gpus", [("transformers", 0), ("transformers", 1), ("vllm", 0), ("vllm", 1)])
 def test_a_player_has_the_options_that_its_engine_reads_and_no_others(kind, gpus, name):
-    values = {"kind": kind, "gpus": gpus, name: {"kind": kind, "gpus": gpus}.get(name, 1)}
+    values = {"kind": kind, "gpus": gpus, name: {"kind": kind, "gpus": gpus, "core": "thread"}.get(name, 1)}
     player = parse_player("tiny-base?" + "&".join(f"engine.{key}={value}" for key, value in values.items()))
     if name in options_read(kind, gpus):
         assert getattr(player.resolved_engine(8, 100), name) == values[name]

@@ -31,6 +31,7 @@ TASKS = [
     Task.make("shisen", reasoning={"rows": 4, "cols": 6}, perception={"tile_px": 28}),
 ]
 CHAT = Chat(MODEL)
+VLLM = [pytest.mark.slow, pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")]
 
 
 class Running:
@@ -50,20 +51,12 @@ class Running:
 
 
 @pytest.fixture(
-    scope="module",
-    params=[
-        TransformersEngine,
-        pytest.param(
-            VLLMEngine,
-            marks=[
-                pytest.mark.slow,
-                pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
-            ],
-        ),
-    ],
+    scope="module", params=["transformers", pytest.param("thread", marks=VLLM), pytest.param("process", marks=VLLM)]
 )
 def running(request: pytest.FixtureRequest) -> Iterator[Running]:
-    running = Running(request.param(MODEL, CONFIG, "float32", Sampling(max_tokens=24), freeze_vision=False))
+    engine = TransformersEngine if request.param == "transformers" else VLLMEngine
+    config = CONFIG if request.param == "transformers" else CONFIG.model_copy(update={"core": request.param})
+    running = Running(engine(MODEL, config, "float32", Sampling(max_tokens=24), freeze_vision=False))
     yield running
     running.run(running.engine.stop())
     running.runner.close()
@@ -287,7 +280,8 @@ def test_what_nobody_waits_for_is_ended(running: Running) -> None:
         engine = running.engine
         if isinstance(engine, TransformersEngine):
             return bool(engine._waiting) or len(engine._rows) > 0
-        return engine._llm.output_processor.has_unfinished_requests()
+        llm = engine._llm._engine if engine._in_thread else engine._llm
+        return llm.output_processor.has_unfinished_requests()
 
     async def comes(wanted: bool) -> bool:
         """A slow machine takes its time until a request is at work, or is not any more."""
@@ -314,6 +308,29 @@ def test_what_nobody_waits_for_is_ended(running: Running) -> None:
 
     once, left = running.run(leave_early())
     assert left < 4 * once  # of 16 that it would take
+
+
+@pytest.mark.slow
+def test_a_step_that_fails_ends_the_engine_and_all_who_wait_are_told() -> None:
+    pytest.importorskip("vllm")
+    running = Running(VLLMEngine(MODEL, CONFIG, "float32", Sampling(max_tokens=400)))
+    request, engine = Request(prompt_of(TASKS[0], 6), 4, 6), running.engine
+
+    async def fail() -> list[Any]:
+        asking = [asyncio.create_task(engine.generate([request])) for _ in range(3)]
+        while not engine._llm._engine.has_unfinished_requests():
+            await asyncio.sleep(0.01)
+        engine._llm._engine.step = lambda: 1 // 0
+        return await asyncio.gather(*asking, return_exceptions=True)
+
+    assert [type(each) for each in running.run(fail())] == [ZeroDivisionError] * 3
+    for call in (engine.alive, engine.version, lambda: engine.generate([request])):  # and whoever comes later
+        with pytest.raises(ZeroDivisionError):
+            running.run(call())
+    with pytest.raises(ZeroDivisionError):
+        engine.check()
+    running.run(engine.stop())
+    running.runner.close()
 
 
 def test_missing_vllm_is_named_with_its_fix(monkeypatch: pytest.MonkeyPatch) -> None:

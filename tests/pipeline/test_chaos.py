@@ -40,6 +40,7 @@ def small(out: Path, kind: str, **learner: int) -> RunConfig:
             "eval": made.eval.model_copy(update={"every": 0, "lab_every": 0, "runs": 0}),
             "asynchrony": made.asynchrony.model_copy(update={"hang_s": 20.0, "num_env_workers": 2, "env_cpus": 0.2}),
             "learner": made.learner.model_copy(update=learner),
+            "engine": made.engine.model_copy(update={"core": "process"}),  # with vLLM, one more to be killed
         }
     )
 
