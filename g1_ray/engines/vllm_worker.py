@@ -1,4 +1,4 @@
-"""What runs inside vLLM's own processes: a weight-transfer engine that reads a safetensors file.
+"""What runs inside of vLLM, in whatever process: a weight-transfer engine that reads a safetensors file.
 
 vLLM imports this module in each of its workers, because `worker_extension_cls` names it; that is what makes the backend
 known there, and it needs no installed entry point, so it also works from a `--working-dir` that Ray has unpacked.

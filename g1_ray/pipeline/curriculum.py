@@ -97,18 +97,12 @@ class Lesson:
 def lesson_of(group: Group, game: GameConfig) -> Lesson:
     """Of a group that has turns."""
     its = spread([rollout.total for rollout in group.rollouts])
-    return Lesson(group.ticket, group.start, its, _end_of(group, game, flat=not its))
+    return Lesson(group.ticket, group.start, its, _end_of(group, game))
 
 
-def _end_of(group: Group, game: GameConfig, flat: bool) -> State | None:
-    """One state that a group led to.
-
-    Where all answers came to the same, not the state that they left as it was: a state that the model can't play at
-    all would come back for ever, and such states fill the pool.
-    """
+def _end_of(group: Group, game: GameConfig) -> State | None:
+    """One state that a group led to; the board that it began with, where the answer changed nothing."""
     ends = [rollout.turns[-1].next_state for rollout in group.rollouts if not rollout.over]
-    if flat:
-        ends = [end for end in ends if end != group.start]
     if not ends:
         return None
     end = ends[group.ticket.seed % len(ends)]
