@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from g1_ray.config import OptimizerConfig
+from g1_ray.config import DecayingOptimizerConfig
 
 _KINDS = ("master", "exp_avg", "exp_avg_sq")
 """What a checkpoint keeps of every parameter that is trained."""
@@ -33,7 +33,7 @@ class Trained:
 class Optimizer:
     """Over what `fully_shard` has sharded in a model. `grad_norm`, `step`, `save` and `load` are collective."""
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
+    def __init__(self, model: nn.Module, config: DecayingOptimizerConfig) -> None:
         self.config = config
         self.trained = [
             Trained(name, parameter, nn.Parameter(parameter.detach().to_local()))
@@ -65,7 +65,7 @@ class Optimizer:
             gradients = [t.shard.grad for t in self.trained if t.shard.grad is not None]
             torch._foreach_mul_(gradients, self.config.max_grad_norm / grad_norm)
         self.steps += 1
-        lr = self.config.lr * min(1.0, self.steps / max(1, self.config.warmup_steps))
+        lr = self.config.lr_at(self.steps)
         for group in self._adamw.param_groups:
             group["lr"] = lr
         self._adamw.step()

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from g1_ray.config import RunConfig
+from g1_ray.config import DecayingOptimizerConfig, RunConfig
 from g1_ray.learner import learner as module
 from g1_ray.learner.learner import Learner
 from g1_ray.learner.optimizer import whole
@@ -225,6 +225,24 @@ def test_the_learning_rate_warms_up():
     config = toys.config(optimizer={"lr": 1e-3, "warmup_steps": 4})
     _, reports = after(config, *[batch(config)] * 5)
     assert [report.metrics["lr"] for report in reports] == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3])
+
+
+@pytest.mark.parametrize(
+    "options, rates",
+    [
+        ({"decay_steps": 4}, [1.0, 0.775, 0.55, 0.325, 0.1, 0.1]),
+        ({"warmup_steps": 2, "decay_steps": 4, "final_lr": 0.0}, [0.0, 0.5, 1.0, 0.5, 0.0, 0.0]),
+        ({"warmup_steps": 2}, [0.0, 0.5, 1.0, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_the_learning_rate_falls_to_its_share(options, rates):
+    config = DecayingOptimizerConfig(lr=1e-3, **options)
+    assert [config.lr_at(step) for step in range(6)] == pytest.approx([1e-3 * rate for rate in rates])
+
+
+def test_a_learning_rate_that_has_fallen_before_it_has_risen_is_refused():
+    with pytest.raises(ValueError, match=r"decay_steps = 4: more than warmup_steps, which is 4; or 0"):
+        toys.config(optimizer={"warmup_steps": 4, "decay_steps": 4})
 
 
 def test_gradients_are_clipped_to_the_norm():
