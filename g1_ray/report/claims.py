@@ -184,7 +184,7 @@ def write_page(path: Path, claims: Claims, runs: Path) -> None:
         parts.append(f"## {experiment.claim}\n")
         parts += _section(experiment, its, path, runs) if its else ["Not run yet.\n"]
         if experiment.tried:
-            parts += ["Tried before, and not good enough:\n", *(f"- {line}" for line in experiment.tried), ""]
+            parts += ["Also tried:\n", *(f"- {line}" for line in experiment.tried), ""]
         for name in {one.trial.name for one in its}:
             for file in ("eval/table.md", "curves.csv"):
                 kept = path.parent / path.stem / f"{name}{Path(file).suffix}"
