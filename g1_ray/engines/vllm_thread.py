@@ -1,7 +1,7 @@
 """vLLM in this process: its `LLMEngine`, stepped by a thread and asked as an `AsyncLLM` is.
 
-On a CPU a core in a process of its own computes nothing at the same time that this one could not, and costs a second
-import of everything and the packing and sending of what each step came to.
+On CPUs, which are busy anyway, a core in a process of its own gains nothing, and costs a second import of everything and
+the packing and sending of what each step came to.
 """
 
 import asyncio
