@@ -293,7 +293,8 @@ class EngineConfig(Section):
     enforce_eager: bool = Field(False, description="no CUDA graphs: a faster start, slower decoding")
     core: Literal["auto", "thread", "process"] = Field(
         "auto", description="where vLLM makes its steps: in a process of its own, or a thread of the engine's; auto: "
-                            "a process on GPUs, which it keeps busy, else a thread, which costs less")  # fmt: skip
+                            "a process on GPUs, which it keeps busy, else a thread, which costs less, where nothing "
+                            "else in its process uses torch.distributed")  # fmt: skip
 
     @model_validator(mode="after")
     def _check(self) -> "EngineConfig":

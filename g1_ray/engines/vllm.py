@@ -74,13 +74,14 @@ class VLLMEngine(EngineBase):
             await self._llm.collective_rpc("divide_logits", args=(self._temperature,))
         log.info("%s answers, %s", self._path, self._dtype)
 
-    @property
     def _in_thread(self) -> bool:
+        from g1_ray.engines.vllm_thread import has_room
+
         core = self._config.core
-        return not self._config.gpus if core == "auto" else core == "thread"
+        return not self._config.gpus and has_room() if core == "auto" else core == "thread"
 
     async def _begin(self) -> "AsyncLLM | ThreadedLLM":
-        if self._in_thread:
+        if self._in_thread():
             from g1_ray.engines.vllm_thread import ThreadedLLM
 
             return await ThreadedLLM.begun(self._arguments())

@@ -1,7 +1,8 @@
 """vLLM in this process: its `LLMEngine`, stepped by a thread and asked as an `AsyncLLM` is.
 
-On CPUs, which are busy anyway, a core in a process of its own gains nothing, and costs a second import of everything and
-the packing and sending of what each step came to.
+On CPUs, which are busy anyway, a core in a process of its own gains nothing, and costs a second import of everything
+and the packing and sending of what each step came to. There can be one in a process: vLLM's process groups are those of
+`torch.distributed`, which has one set of them for everybody.
 """
 
 import asyncio
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 STOP_S = 10.0
 """Longest wait for a step to end where the engine is to."""
+_taken = threading.Lock()
+"""Held by the one of this process."""
+
+
+def has_room() -> bool:
+    """Whether this process can have one: nobody else, such as a learner, has process groups here."""
+    import torch.distributed as dist
+
+    return not _taken.locked() and not (dist.is_available() and dist.is_initialized())
 
 
 class ThreadedLLM:
@@ -38,7 +48,15 @@ class ThreadedLLM:
 
     @classmethod
     async def begun(cls, arguments: dict[str, Any]) -> "ThreadedLLM":
-        """With the model loaded. `arguments`: of vLLM's `EngineArgs`. Raises what keeps it from that."""
+        """With the model loaded. `arguments`: of vLLM's `EngineArgs`.
+
+        Raises what keeps it from that, and `ValueError` where this process has no room for it.
+        """
+        if not has_room() or not _taken.acquire(blocking=False):
+            raise ValueError(
+                "engine.core = 'thread': somebody else in this process uses torch.distributed, and both can't.\n"
+                "Give engine.core=process, or auto, which finds out"
+            )
         made, up = cls(), Future[None]()
         made._thread = threading.Thread(target=made._work, args=(arguments, up), name="vllm", daemon=True)
         made._thread.start()
@@ -55,6 +73,7 @@ class ThreadedLLM:
 
             self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         except BaseException as error:  # noqa: BLE001 - whoever waits is told
+            _taken.release()
             up.set_exception(error)
             return
         up.set_result(None)
@@ -69,6 +88,7 @@ class ThreadedLLM:
         self._do_jobs(wait=False)  # whoever came since is told
         self._call_soon(self._end_all)
         self._engine.engine_core.shutdown()
+        _taken.release()
 
     def _do_jobs(self, wait: bool) -> None:
         with contextlib.suppress(queue.Empty):

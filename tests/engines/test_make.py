@@ -39,7 +39,7 @@ def test_vllm_reads_what_is_said(gpus):
     pytest.importorskip("vllm")
     config = Seen(EngineConfig(kind="vllm", gpus=gpus))
     engine = make_engine(PATH, config, "float32", Sampling())
-    assert engine._in_thread == (not gpus) and engine._arguments()
+    assert engine._arguments() and not (engine._in_thread() and gpus)
     assert config.read - OUTSIDE == set(options_read("vllm", gpus)) - OUTSIDE
 
 
