@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from envs import Task
 from envs.registry import check_module
 from envs.rewards import reward_named
 from g1_ray.config_checks import check_together
-from g1_ray.config_file import load_section
+from g1_ray.config_file import Section, load_section
+from g1_ray.config_optimizer import DecayingOptimizerConfig
 from g1_ray.models.find import SHIPPED, is_coldstart, model_path
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
@@ -37,12 +38,6 @@ ModelName = Annotated[str, AfterValidator(_model_name)]
 """The same for a model, which may also be one that ships, or a Hugging Face name."""
 Labels = dict[Annotated[str, Field(min_length=1)], str]
 EngineName = Literal["vllm", "transformers"] | OwnName
-
-
-class Section(BaseModel):
-    """A table of the file: unknown keys are refused, values don't change once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
 STATE_SOURCES = ("fresh", "random_walk", "policy", "oracle_backward")
@@ -214,41 +209,6 @@ class AlgorithmConfig(Section):
     tis_cap: float = Field(2.0, ge=0, description="truncated importance sampling: largest weight; 0: off")
     kl_coef: float = Field(0.0, ge=0, description="weight of the k3 KL to the model that the run started from")
     skip_flat_groups: bool = Field(True, description="leave out groups whose answers all earn the same (DAPO)")
-
-
-class OptimizerConfig(Section):
-    """AdamW."""
-
-    lr: float = Field(1e-6, gt=0, description="learning rate after the warm-up")
-    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises linearly from 0")
-    weight_decay: float = Field(0.01, ge=0, description="decoupled, times the learning rate")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of the two moments")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
-
-
-class DecayingOptimizerConfig(OptimizerConfig):
-    """AdamW, whose learning rate may fall."""
-
-    decay_steps: int = Field(0, ge=0, description="step at which the learning rate has fallen, linearly since the "
-                             "warm-up, to final_lr, where it stays; 0: it does not fall")  # fmt: skip
-    final_lr: float = Field(0.1, ge=0, le=1, description="what is left of the learning rate then, as a share of it")
-
-    @model_validator(mode="after")
-    def _check(self) -> "DecayingOptimizerConfig":
-        if 0 < self.decay_steps <= self.warmup_steps:
-            raise ValueError(
-                f"decay_steps = {self.decay_steps}: more than warmup_steps, which is {self.warmup_steps}; or 0"
-            )
-        return self
-
-    def lr_at(self, step: int) -> float:
-        """The learning rate of a step, from 1 on."""
-        if step < self.warmup_steps:
-            return self.lr * step / self.warmup_steps
-        if not self.decay_steps:
-            return self.lr
-        along = min(1.0, (step - self.warmup_steps) / (self.decay_steps - self.warmup_steps))
-        return self.lr * (1 - along * (1 - self.final_lr))
 
 
 class CurriculumConfig(Section):

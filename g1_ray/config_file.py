@@ -5,12 +5,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from envs.options import nearest
 from g1_ray.config_text import explain
 from g1_ray.files import read_json, read_text
 from g1_ray.grammar import key_value
+
+
+class Section(BaseModel):
+    """A table of the file: unknown keys are refused, values don't change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
 def read_table(path: Path) -> dict[str, Any]:

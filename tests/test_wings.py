@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 ORDER = """
 envs
 g1_ray.processes
-g1_ray.seeds g1_ray.tables g1_ray.files g1_ray.logs g1_ray.grammar g1_ray.config_text g1_ray.config_file g1_ray.types
+g1_ray.seeds g1_ray.tables g1_ray.files g1_ray.logs g1_ray.grammar g1_ray.config_text
+g1_ray.config_file g1_ray.config_optimizer g1_ray.types
 g1_ray.models
 g1_ray.config g1_ray.config_checks g1_ray.config_page
 g1_ray.runs

@@ -9,8 +9,9 @@ from pydantic import Field, model_validator
 
 from envs.styles import FOLLOW, SHARES, STYLES, check_shares
 from envs.teacher import ERR_RATE
-from g1_ray.config import NAME, Folder, GameConfig, ModelName, OptimizerConfig, Section, StatesConfig
-from g1_ray.config_file import load_section
+from g1_ray.config import NAME, Folder, GameConfig, ModelName, StatesConfig
+from g1_ray.config_file import Section, load_section
+from g1_ray.config_optimizer import OptimizerConfig
 from g1_ray.evaluation.endpoint import EndpointConfig
 from g1_ray.models.find import model_path
 

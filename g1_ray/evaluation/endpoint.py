@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from envs import State
-from g1_ray.config import Section
+from g1_ray.config_file import Section
 from g1_ray.evaluation.bounded import ENCODINGS, bound, within
 from g1_ray.evaluation.faults import NO_CONNECTION, refuses_streams, trouble_of
 from g1_ray.evaluation.play import Reply

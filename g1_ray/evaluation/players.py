@@ -21,7 +21,8 @@ from envs.codec import prompt_of
 from envs.options import nearest
 from envs.players import Choose
 from envs.registry import Registry
-from g1_ray.config import EngineConfig, Section
+from g1_ray.config import EngineConfig
+from g1_ray.config_file import Section
 from g1_ray.config_text import explain
 from g1_ray.engines.base import Engine
 from g1_ray.engines.make import check_options, default_kind, make_engine

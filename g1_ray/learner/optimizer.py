@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from g1_ray.config import DecayingOptimizerConfig
+from g1_ray.config_optimizer import DecayingOptimizerConfig
 
 _KINDS = ("master", "exp_avg", "exp_avg_sq")
 """What a checkpoint keeps of every parameter that is trained."""

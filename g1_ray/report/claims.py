@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from pydantic import Field, model_validator
 
-from g1_ray.config import NAME, Section
-from g1_ray.config_file import load_section
+from g1_ray.config import NAME
+from g1_ray.config_file import Section, load_section
 from g1_ray.evaluation.results import Mean, difference_of
 from g1_ray.files import read_lines, write_text
 from g1_ray.report.boards import boards_table

@@ -20,7 +20,8 @@ from envs.codec import MAX_CHARS, ORDER, TAG, align, align_rows, blocks_of
 from envs.core import Board, Game
 from envs.env import board_text
 from envs.rewards import reward_named
-from g1_ray.config import REWARD_PARTS, AlgorithmConfig, RewardConfig, Section
+from g1_ray.config import REWARD_PARTS, AlgorithmConfig, RewardConfig
+from g1_ray.config_file import Section
 from g1_ray.config_text import explain
 from g1_ray.learner.samples import group_advantages
 from g1_ray.rollout.judge import differ, judge

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from pydantic import Field, ValidationError, model_validator
 
 from envs import PLAYERS
-from g1_ray.config import Section
+from g1_ray.config_file import Section
 from g1_ray.config_text import explain
 from g1_ray.evaluation.named import parse_player
 from g1_ray.evaluation.players import Asked

@@ -22,7 +22,7 @@ from g1_ray.coldstart.config import LessonConfig, SftConfig, TeacherConfig, load
 from g1_ray.coldstart.dataset import read_dataset, write_dataset  # noqa: E402
 from g1_ray.coldstart.examples import Example, Maker, examples_of_moves, make_examples  # noqa: E402
 from g1_ray.coldstart.sft import Trainer, fit, last_checkpoint, make_lot  # noqa: E402
-from g1_ray.config import OptimizerConfig  # noqa: E402
+from g1_ray.config_optimizer import OptimizerConfig  # noqa: E402
 from g1_ray.evaluation.moves import write_moves  # noqa: E402
 from g1_ray.evaluation.play import play  # noqa: E402
 from g1_ray.models.tiny import TASKS, make_tiny  # noqa: E402

@@ -13,7 +13,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from g1_ray.config import DecayingOptimizerConfig, RunConfig
+from g1_ray.config import RunConfig
+from g1_ray.config_optimizer import DecayingOptimizerConfig
 from g1_ray.learner import learner as module
 from g1_ray.learner.learner import Learner
 from g1_ray.learner.optimizer import whole
