@@ -9,6 +9,8 @@ import pytest
 # Ray's files of one process of the tests: what was left in /tmp/ray by a crash says nothing of what is tested.
 RAY_FOLDER = tempfile.mkdtemp(prefix="g1-", dir="/tmp")  # short, for the sockets in it
 os.environ["RAY_TMPDIR"] = RAY_FOLDER
+for name in ("RAY_ADDRESS", "G1_RAY_LOG"):  # nor does what a shell has set for its own work
+    os.environ.pop(name, None)
 
 ARGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
         "--disable-component-update", "--disable-sync"]  # fmt: skip

@@ -60,12 +60,17 @@ class ThreadedLLM:
         made, up = cls(), Future[None]()
         made._thread = threading.Thread(target=made._work, args=(arguments, up), name="vllm", daemon=True)
         made._thread.start()
-        await asyncio.wrap_future(up)
+        try:
+            await asyncio.wrap_future(up)
+        except asyncio.CancelledError:  # once it is up it ends
+            made._jobs.put(made._stop)
+            raise
         return made
 
     # In the thread
 
     def _work(self, arguments: dict[str, Any], up: "Future[None]") -> None:
+        up.set_running_or_notify_cancel()  # from here on it can't be cancelled
         try:
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
             from vllm import EngineArgs
@@ -87,8 +92,10 @@ class ThreadedLLM:
             self._error = error
         self._do_jobs(wait=False)  # whoever came since is told
         self._call_soon(self._end_all)
-        self._engine.engine_core.shutdown()
-        _taken.release()
+        try:
+            self._engine.engine_core.shutdown()
+        finally:
+            _taken.release()
 
     def _do_jobs(self, wait: bool) -> None:
         with contextlib.suppress(queue.Empty):
@@ -176,12 +183,11 @@ class ThreadedLLM:
 
     def shutdown(self) -> None:
         """Ends it after the step that it is at; what is in flight is lost."""
-
-        def stop() -> None:
-            self._stopped = True
-
-        self._ask(stop)
+        self._ask(self._stop)
         self._thread.join(STOP_S)
+
+    def _stop(self) -> None:
+        self._stopped = True
 
     async def pause_generation(self, mode: str, clear_cache: bool) -> None:
         """Makes no more steps; what is in flight waits."""

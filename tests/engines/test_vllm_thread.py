@@ -70,6 +70,18 @@ def test_a_step_that_fails_ends_the_engine_and_all_who_wait_are_told() -> None:
     asyncio.run(fail())
 
 
+def test_one_that_nobody_waits_for_any_more_leaves_room_for_another() -> None:
+    async def start() -> None:
+        beginning = asyncio.create_task(ThreadedLLM.begun(engine_with("thread")._arguments()))
+        await asyncio.sleep(0.1)
+        beginning.cancel()
+        async with asyncio.timeout(60):
+            while not has_room():
+                await asyncio.sleep(0.1)
+
+    asyncio.run(start())
+
+
 def test_what_can_not_start_leaves_room_for_another() -> None:
     async def start() -> None:
         with pytest.raises(Exception, match="no-such-model"):
