@@ -56,7 +56,7 @@ def test_the_teachers_workings() -> None:
 
 
 def test_long_texts_are_read_in_time() -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()
     for text in ("(0,0) " * 5000, "red star " * 5000, "row 0 " * 5000, "check " * 5000, "K" * 20000):
         patterns_of(text, SHAPES)
-    assert time.perf_counter() - begun < 1
+    assert time.process_time() - begun < 1
