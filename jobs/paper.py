@@ -4,7 +4,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,9 @@ def options() -> Parser:
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="OPTION=VALUE", help="options of every run, e.g. minutes=1"
     )
+    parser.add_argument(
+        "--coldstart", nargs="+", default=[], metavar="OPTION=VALUE", help="of every cold start, e.g. sft.steps=50"
+    )
     return parser
 
 
@@ -53,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
             wanted = experiment.name in (args.experiments or names) and trial.seed < (args.seeds or experiment.seeds)
             if args.page_only or not wanted or (runs / trial.name / "report.json").exists():
                 continue
-            for command in commands(trial, runs):
+            for command in commands(trial, runs, args.coldstart):
                 print(f"g1-ray {shlex.join(command)}", flush=True)
                 if status := subprocess.run([sys.executable, "-m", "jobs", *command]).returncode:
                     return status
@@ -63,17 +66,23 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def commands(trial: "Trial", runs: Path) -> Iterator[list[str]]:
+def commands(trial: "Trial", runs: Path, coldstart: Sequence[str] = ()) -> Iterator[list[str]]:
     """What is left to do for a run: to make the model that it starts from, if that is its own, and to train."""
     options = [*trial.options, f"out={runs}"]
-    if trial.experiment.boards:
-        start, name = runs / "tiny-paper", f"coldstart-{trial.config}"
-        options += starts_from(str(runs / name), trial.experiment.before)
+    if config := own_coldstart(trial):
+        start = runs / ("tiny-paper" if trial.experiment.boards else "untrained")
+        options += starts_from(str(runs / config.stem), trial.experiment.before)
         if not start.exists():
-            yield ["tiny", str(start), "--paper"]
-        resume = ["--resume"] if (runs / name).exists() else []  # one that is done makes no more steps
-        yield ["coldstart", str(CONFIGS / f"{name}.toml"), f"model={start}", f"out={runs}", *resume]
+            yield ["tiny", str(start), *(["--paper"] if trial.experiment.boards else [])]
+        resume = ["--resume"] if (runs / config.stem).exists() else []  # one that is done makes no more steps
+        yield ["coldstart", str(config), f"model={start}", f"out={runs}", *coldstart, *resume]
     yield ["train", config_of(trial), *options, *(["--resume"] if (runs / trial.name).exists() else [])]
+
+
+def own_coldstart(trial: "Trial") -> Path | None:
+    """The config of a cold start that is made for a run; None where its own config names a model that ships."""
+    config = CONFIGS / f"coldstart-{trial.config}.toml"
+    return config if trial.experiment.before == "cold start" and config.exists() else None
 
 
 def starts_from(model: str, name: str) -> list[str]:
@@ -92,7 +101,7 @@ def check(claims: "Claims") -> None:
 
     for trial in (trial for experiment in claims.experiments for trial in experiment.trials()):
         # Its own cold start may not be there yet.
-        start = starts_from("tiny-base", trial.experiment.before) if trial.experiment.boards else []
+        start = starts_from("tiny-base", trial.experiment.before) if own_coldstart(trial) else []
         config = load_config(config_of(trial), [*trial.options, *start])
         if trial.experiment.before not in config.eval.baselines or not config.eval.runs:
             its = ", ".join(config.eval.baselines) or "none"

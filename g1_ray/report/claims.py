@@ -34,9 +34,8 @@ class Experiment(Section):
     before: str = Field(description="the model that runs start from, by its name among the baselines")
     set: tuple[str, ...] = Field((), description="options of every run, e.g. 'minutes=20'")
     variants: dict[str, tuple[str, ...]] = Field({"": ()}, description="name -> options of its runs")
-    boards: bool = Field(
-        False, description="on the paper's own boards, each config after a cold start of its own: coldstart-<config>"
-    )
+    boards: bool = Field(False, description="on the paper's own boards")
+    beside: str = Field("", description="the experiment whose trained models its own ones are told beside")
     tried: tuple[str, ...] = Field((), description="what did not work, a line each, with its figure")
     seeds: int = Field(3, ge=1)
     reach: float = Field(0.0, ge=0, le=1, description="an R_acc: told is how many answers it took to get there; 0: not")
@@ -57,8 +56,12 @@ class Claims(Section):
     experiments: tuple[Experiment, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _apart(self) -> "Claims":
+    def _check(self) -> "Claims":
         known: set[str] = set()
+        names = [experiment.name for experiment in self.experiments]
+        for experiment in self.experiments:
+            if experiment.beside and experiment.beside not in names:
+                raise ValueError(f"{experiment.name}: beside = {experiment.beside!r}; there are {', '.join(names)}")
         for name in (trial.name for experiment in self.experiments for trial in experiment.trials()):
             if name in known:
                 raise ValueError(
@@ -179,10 +182,14 @@ def write_page(path: Path, claims: Claims, runs: Path) -> None:
     and the table of all players."""
     about = __doc__.partition("\n\n")[2].strip()
     parts = ["# The paper's claims, at laptop size\n", f"    make paper\n\n{about}\n"]
+    all_found = {
+        experiment.name: [one for trial in experiment.trials() for one in found(trial, runs / trial.name)]
+        for experiment in claims.experiments
+    }
     for experiment in claims.experiments:
-        its = [one for trial in experiment.trials() for one in found(trial, runs / trial.name)]
+        its, others = all_found[experiment.name], all_found.get(experiment.beside, [])
         parts.append(f"## {experiment.claim}\n")
-        parts += _section(experiment, its, path, runs) if its else ["Not run yet.\n"]
+        parts += _section(experiment, its, others, path, runs) if its else ["Not run yet.\n"]
         if experiment.tried:
             parts += ["Also tried:\n", *(f"- {line}" for line in experiment.tried), ""]
         for name in {one.trial.name for one in its}:
@@ -192,7 +199,9 @@ def write_page(path: Path, claims: Claims, runs: Path) -> None:
     write_text(path, "\n".join(parts))
 
 
-def _section(experiment: Experiment, its: Sequence[Found], path: Path, runs: Path) -> list[str]:
+def _section(
+    experiment: Experiment, its: Sequence[Found], others: Sequence[Found], path: Path, runs: Path
+) -> list[str]:
     options = [f"Options: `{' '.join(experiment.set)}`\n"] if experiment.set else []
     parts = [*options, *([f"{WORTH}\n"] if experiment.boards else []), markdown(_rows(its))]
     for config in experiment.configs:
@@ -201,7 +210,8 @@ def _section(experiment: Experiment, its: Sequence[Found], path: Path, runs: Pat
             for game in dict.fromkeys(one.game for one in mine):
                 parts.append(_verdict([one for one in mine if one.game == game]))
         of_config = [one for one in its if one.trial.config == config]
-        parts += _beside(of_config)
+        parts += _variants_beside(of_config)
+        parts += _beside([one for one in others if one.trial.config == config], of_config)
         if of_config:
             picture = path.parent / path.stem / f"{experiment.name}-{config}.png"
             picture.parent.mkdir(exist_ok=True)
@@ -214,7 +224,27 @@ def _section(experiment: Experiment, its: Sequence[Found], path: Path, runs: Pat
     return parts
 
 
-def _beside(its: Sequence[Found]) -> list[str]:
+def _beside(others: Sequence[Found], its: Sequence[Found]) -> list[str]:
+    """What its models came to after training beside those of another experiment, each with each."""
+    lines = []
+    for game in dict.fromkeys(one.game for one in its):
+        gains = {
+            f"{one.trial.seed} and {other.trial.seed}": difference_of(one.after, other.after)
+            for one in its
+            for other in others
+            if one.game == other.game == game
+        }
+        if gains:
+            above, below = sum(gain.low > 0 for gain in gains.values()), sum(gain.high < 0 for gain in gains.values())
+            pairs = "; ".join(f"{seeds}: {gain}" for seeds, gain in gains.items())
+            lines.append(
+                f"- {game} beside {others[0].trial.experiment.name}: above it in {above} of {len(gains)} pairs of "
+                f"seeds, below it in {below} ({pairs})."
+            )
+    return lines
+
+
+def _variants_beside(its: Sequence[Found]) -> list[str]:
     """Where answers to an R_acc are counted: each variant beside the first one, seed by seed."""
     lines, reach = [], its[0].trial.experiment.reach if its else 0.0
     first, *others = dict.fromkeys(one.trial.variant for one in its) if reach else [""]

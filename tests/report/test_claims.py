@@ -106,6 +106,20 @@ def test_variants_are_told_beside_the_first_one(tmp_path: Path) -> None:
     assert re.search(r"after training \+[\d.]+ points, higher in 1 of 2 seeds", line)
 
 
+def test_what_another_experiment_came_to_stands_beside(tmp_path: Path) -> None:
+    its = {"claim": "It learns", "configs": ["2048"], "before": "base", "seeds": 2}
+    claims = Claims.model_validate({"experiments": [{"name": "g0", **its}, {"name": "g1", "beside": "g0", **its}]})
+    for experiment, players in zip(claims.experiments, (("uniform", "greedy"), ("greedy", "greedy")), strict=True):
+        for trial, player in zip(experiment.trials(), players, strict=True):
+            finish(trial, tmp_path / "runs", {"base": "uniform", "G0": player}, 0.1)
+    write_page(tmp_path / "paper.md", claims, tmp_path / "runs")
+    (line,) = re.findall("- 2048 beside g0: .*", (tmp_path / "paper.md").read_text())
+    assert "above it in 2 of 4 pairs of seeds, below it in 0" in line  # greedy above uniform, level with greedy
+    assert re.search(r"\(0 and 0: [\d.]+ \[.*; 0 and 1: 0", line)
+    with pytest.raises(ValueError, match="g1: beside = 'gO'; there are g1"):
+        Claims.model_validate({"experiments": [{"name": "g1", "beside": "gO", **its}]})
+
+
 def test_what_is_not_run_is_said_and_names_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "paper.md"
     assert main(["--page-only", "--out", str(page), "--runs", str(tmp_path)]) == 0
@@ -144,6 +158,7 @@ def test_a_small_version_of_every_experiment_runs(tmp_path: Path) -> None:
     page = tmp_path / "paper.md"
     small = "steps=2 minutes=1 rollout.groups_per_step=4 asynchrony.groups_per_tick=4 eval.runs=2 eval.moves=3".split()
     args = ["--out", str(page), "--runs", str(tmp_path / "runs"), "--seeds", "1", "--set", *small]
+    args += ["--coldstart", "sft.steps=2", "games.0.examples=64"]
     assert main(args) == 0
     assert "Not run yet." not in page.read_text() and page.read_text().count("-seed0 |") >= 4
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/report.json")}
