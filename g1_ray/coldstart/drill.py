@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from envs import Codec, Task
 from envs.teacher import place
 from g1_ray.models.chat import Chat
-from g1_ray.models.weights import load_model
+from g1_ray.models.weights import load_model, save_model
 from g1_ray.seeds import seed_of
 
 SAME = "same"
@@ -76,7 +76,7 @@ def drill(folder: str, tasks: Sequence[Task], steps: int, seed: int, tell: Calla
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     sure = _sure(chat, logits, tasks, np.random.default_rng(seed_of("drill", seed, "held back")))
-    model.eval().save_pretrained(folder)
+    save_model(model.eval(), chat.processor, folder)
     tell(f"{steps} steps on lists of tiles: where two are alike, this is said with a probability of {sure:.2f}")
     return sure
 

@@ -26,7 +26,7 @@ from g1_ray.files import Journal, read_json, read_lines, set_aside, take_back, w
 from g1_ray.learner.attention import CHUNKS
 from g1_ray.models.card import Card
 from g1_ray.models.chat import Chat
-from g1_ray.models.weights import load_model, vision_tower
+from g1_ray.models.weights import load_model, save_model, vision_tower
 from g1_ray.runs.checkpoints import newest, published
 from g1_ray.runs.curves import save_curves
 from g1_ray.runs.progress import Count
@@ -205,8 +205,7 @@ class Trainer:
             for kind in ("step", "exp_avg", "exp_avg_sq")
         }
         with published(folder) as beside:
-            self.model.save_pretrained(beside)
-            self.chat.processor.save_pretrained(beside)
+            save_model(self.model, self.chat.processor, beside)
             save_file(moments, beside / OPTIMIZER)
             write_json(beside / TRAINER, {"step": self.step, "steps": self.steps, "seed": self.seed})
             if self.card:

@@ -22,7 +22,6 @@ import torch.distributed as dist
 from pydantic import BaseModel
 from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
-from transformers.utils.logging import disable_progress_bar
 
 from envs import State
 from g1_ray.config import RunConfig
@@ -37,7 +36,7 @@ from g1_ray.models.card import Card
 from g1_ray.models.chat import Chat
 from g1_ray.models.find import model_path
 from g1_ray.models.manifest import fault_of
-from g1_ray.models.weights import vision_tower
+from g1_ray.models.weights import save_model, vision_tower
 from g1_ray.runs import checkpoints
 from g1_ray.types import Batch, Floats, Ints, Prompt, Sample, StepReport
 
@@ -61,7 +60,6 @@ class Learner:
 
         Gives the size of a checkpoint, bytes.
         """
-        disable_progress_bar()
         on_gpu = self.config.learner.gpus > 0
         if on_gpu and not torch.cuda.is_available():
             raise ValueError("learner.gpus > 0, and no GPU is to be seen; set learner.gpus = 0 to train on the CPU")
@@ -295,10 +293,9 @@ class Learner:
     def _save_model(self, folder: Path) -> None:
         model, weights = self.policy.model, self.weights()
         if self.rank == 0:
-            model.save_pretrained(folder, state_dict=weights)
+            save_model(model, self.chat.processor, folder, weights)
             model.config.dtype = self.dtype
             model.config.save_pretrained(folder)
-            self.chat.processor.save_pretrained(folder)
 
     def _save_adapter(self, folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         folder.mkdir()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from g1_ray.files import read_json
-from g1_ray.models.weights import counted, load_model, shapes_in, vision_tower
+from g1_ray.models.weights import counted, load_model, save_model, shapes_in, vision_tower
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -94,8 +94,7 @@ def merge(path: str, base: str, folder: str) -> None:
 
     dtype = AutoConfig.from_pretrained(base).dtype or torch.float32
     model = _put_in(load_model(base, dtype=torch.float32), path).merge_and_unload()
-    model.to(dtype).save_pretrained(folder)
-    AutoProcessor.from_pretrained(base).save_pretrained(folder)
+    save_model(model.to(dtype), AutoProcessor.from_pretrained(base), folder)
 
 
 def _put_in(model: "PreTrainedModel", path: str) -> "PeftModel":

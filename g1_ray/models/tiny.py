@@ -28,6 +28,7 @@ from transformers import (
 from envs import Codec, Task
 from envs.teacher import PHRASES
 from g1_ray.models.chat import Chat
+from g1_ray.models.weights import save_model
 
 _NAMES = "endoftext im_start im_end vision_start vision_end vision_pad image_pad video_pad"
 SPECIAL = tuple(f"<|{name}|>" for name in _NAMES.split())
@@ -151,14 +152,12 @@ def make_tiny(
         video_processor=Qwen2VLVideoProcessor(**bounds),
         chat_template=CHAT_TEMPLATE,
     )
-    model.save_pretrained(out)
-    processor.save_pretrained(out)
+    save_model(model, processor, out)
 
 
 def ship(model: PreTrainedModel, chat: Chat, out: Path) -> None:
     """Writes a model with its weights rounded to float16, half as large on disk; it loads as float32 everywhere."""
-    model.save_pretrained(out)
-    chat.processor.save_pretrained(out)
+    save_model(model, chat.processor, out)
     weights = load_file(out / "model.safetensors")
     rounded = {name: weight.half() for name, weight in weights.items()}
     save_file(rounded, out / "model.safetensors", metadata={"format": "pt"})

@@ -222,9 +222,19 @@ def hint_of(missing: Sequence[str], unused: Sequence[str]) -> str:
     return "Take config and weights of one and the same model."
 
 
+def save_model(
+    model: "PreTrainedModel", processor: Any, folder: Path | str, weights: "Mapping[str, torch.Tensor] | None" = None
+) -> None:
+    """Writes a model, with other `weights` if they are given, and what makes its inputs, in the Hugging Face format."""
+    with _quiet():
+        model.save_pretrained(folder, state_dict=dict(weights) if weights is not None else None)
+        processor.save_pretrained(folder)
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the table of keys that transformers logs: it is an error here, of three lines."""
+    """Without bars that are over at once, and without the table of keys that transformers logs: it is an error here,
+    of three lines."""
     from transformers.utils import logging
 
     before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

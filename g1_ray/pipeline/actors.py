@@ -185,11 +185,12 @@ class BufferActor:
 class EnvActor(EnvWorker):
     """An env worker with a process of its own."""
 
-    def __init__(self, config: RunConfig, words: Sequence["ray.ObjectRef[Phrases]"], index: int) -> None:
-        """`words`: one reference, in a list, or Ray would put it in place of itself, and could not start this anew."""
+    def __init__(self, config: RunConfig, words: bytes, index: int) -> None:
+        """`words`: a pickled reference to `Phrases`. Of one that is not pickled Ray warns at every start: it might be
+        gone when this is started anew. One that is pickled is kept until the driver ends."""
         start_logging(f"env-{index}", config.folder)
         self.stacks = watched(config.folder, f"env-{index}")
-        super().__init__(config, ray.get(words[0]))
+        super().__init__(config, ray.get(ray.cloudpickle.loads(words)))
         self.whole_config = config
 
     def finish(self, groups: Sequence[OpenGroup | Spoiled]) -> list[Parcel | Spoiled]:  # type: ignore[override]
@@ -318,8 +319,6 @@ class Crew:
 
     actors: Actors
     groups: tuple[PlacementGroup, ...]
-    words: "ray.ObjectRef[Phrases]"
-    """Of the prompts: held for env workers that are started anew."""
 
     def parts(self) -> list[Part]:
         """The actors, for who watches them."""
@@ -384,14 +383,14 @@ def hire(
             made.append(remote.options(**options).remote(*arguments, index))
         return made
 
-    held = ray.put(words)
+    kept = ray.cloudpickle.dumps(ray.put(words))
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actors = Actors(
         ray.remote(BufferActor)
         .options(num_cpus=0, scheduling_strategy=here, max_restarts=-1, runtime_env={"env_vars": PROCESS_ENV})
         .remote(config, folder),
-        team("env", ray.remote(EnvActor), config, [held], allow_out_of_order_execution=True),
+        team("env", ray.remote(EnvActor), config, kept, allow_out_of_order_execution=True),
         team("engine", ray.remote(EngineActor), config, model_path, max_concurrency=1000),
         team("learner", ray.remote(concurrency_groups={"watch": 1})(LearnerActor), config),
     )
-    return Crew(actors, tuple(placed.values()), held)
+    return Crew(actors, tuple(placed.values()))

@@ -145,9 +145,10 @@ def outlives(run: RunConfig, kills: list[tuple[str, signal.Signals]], seed: int 
     assert reaper.until(lambda: not any(map(processes, ROLES)) and not leftovers(before), 30)
 
 
-def test_a_run_outlives_the_death_of_an_env_worker_and_of_an_engine(ray_cluster, tmp_path):
+def test_a_run_outlives_the_death_of_an_env_worker_and_of_an_engine(ray_cluster, tmp_path, capfd):
     """Those of learner and buffer: `test_deterministic.py`."""
     outlives(small(tmp_path, "transformers"), [(role, signal.SIGKILL) for role in ("env worker", "engine")])
+    assert "constructor arguments" not in capfd.readouterr().err  # Ray's warning that a part can't be started anew
 
 
 @pytest.mark.parametrize("role, when", [("buffer", "save"), ("buffer", "close"), ("learner", "save")])
