@@ -260,6 +260,8 @@ class EngineConfig(Section):
     def _check(self) -> "EngineConfig":
         if self.gpus > 1 and self.gpus != int(self.gpus):
             raise ValueError(f"gpus = {self.gpus:g}: a share of one GPU, or whole ones")
+        if self.gpus > 1 and self.kind == "transformers":
+            raise ValueError(f"gpus = {self.gpus:g}: an engine of kind transformers uses one; give num_engines instead")
         if self.kind == "vllm" and 0 < self.gpus < self.memory_utilization:
             raise ValueError(f"memory_utilization = {self.memory_utilization:g}: at most gpus, which is {self.gpus:g}")
         return self

@@ -28,6 +28,10 @@ class DecayingOptimizerConfig(OptimizerConfig):
             raise ValueError(
                 f"decay_steps = {self.decay_steps}: more than warmup_steps, which is {self.warmup_steps}; or 0"
             )
+        if not self.decay_steps and self.final_lr != type(self).model_fields["final_lr"].default:
+            raise ValueError(
+                f"final_lr = {self.final_lr:g}: without decay_steps the learning rate does not fall; give that, too"
+            )
         return self
 
     def lr_at(self, step: int) -> float:

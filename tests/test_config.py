@@ -112,6 +112,8 @@ def test_overrides(file, override, read):
         ("name", "'name': expected key=value"),
         ("optimizer.betas=[1,", "is not a TOML value"),
         ("engine.gpus=1.5", "a share of one GPU, or whole ones"),
+        ("engine={kind='transformers', gpus=2}", "an engine of kind transformers uses one; give num_engines"),
+        ("optimizer.final_lr=0.5", "without decay_steps the learning rate does not fall"),
         ("rollout.max_tokens=5000", "engine.max_model_len = 4096 has to be larger"),
         ("asynchrony.groups_per_tick=200", "at most 96"),
         ("model.path=tiny-bas", "model.path = 'tiny-bas': no such folder; did you mean 'tiny-base'?"),

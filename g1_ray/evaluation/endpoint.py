@@ -98,6 +98,8 @@ class EndpointConfig(Section):
                 raise ValueError(f"{part}.{secrets[0]}: {KEYS}")
         if own := [name for name in self.extra if name in _OWN]:
             raise ValueError(f"extra.{own[0]}: what is sent as {own[0]} has an option of its own")
+        if self.limit == "none" and self.max_tokens != type(self).model_fields["max_tokens"].default:
+            raise ValueError(f"max_tokens = {self.max_tokens}: with limit = none it is not sent; leave out one of them")
         if self.url:
             check_url(self.url)
         self._key = SecretStr(os.environ.get(self.key_env, ""))

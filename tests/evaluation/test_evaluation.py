@@ -125,6 +125,7 @@ def test_a_grid_is_a_heat_map(ray_cluster, tmp_path):
         ("http://h/v1?model=m&api-version=1", "query.NAME=VALUE"),
         ("http://h/v1?model=m&url=http://g/v1", "unknown option 'url'"),
         ("http://h/v1?model=m&extra.temperature=1", "temperature has an option of its own"),
+        ("http://h/v1?model=m&limit=none&max_tokens=64", "with limit = none it is not sent; leave out one"),
         ("http://h/v1?model=m&top_p=none&seed=3", "seed = '3' is not one of the choices; known: sent, none"),
         ("http://h/v1?model=m&temperature=no", "temperature = 'no': expected a number"),
         ("http://h:99999/v1?model=m", "is no address: "),
