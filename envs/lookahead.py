@@ -6,12 +6,13 @@ learns to take the best move by the returns of random play is better than random
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from envs.core import Game
 from envs.players import random_legal
-from envs.rewards import Reward
+from envs.rewards import Reward, RewardTable, reward_named, reward_table
 
 PLAYOUTS = 8
 """Times that play goes on after a move."""
@@ -39,3 +40,25 @@ def look_ahead(game: Game, moves: int, reward: Reward) -> Mapping[int, float]:
         returns[action] = total / PLAYOUTS
     best = max(returns.values(), default=0.0)
     return {action: 1 - (best - value) / (abs(best) or 1.0) for action, value in returns.items()}
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What legal moves earn: the reward of that name, or, with moves `ahead`, what `look_ahead` makes of it."""
+
+    reward: str = "ternary"
+    ahead: int = 0
+
+    def table(self, game: Game) -> RewardTable:
+        """As `reward_table` makes it, with rewards that look ahead."""
+        reward = reward_named(self.reward)
+        table = reward_table(game, reward)
+        if not self.ahead:
+            return table
+        return replace(table, rewards=np.array([*look_ahead(game, self.ahead, reward).values()]))
+
+    def __str__(self) -> str:
+        return f"{self.reward}, {self.ahead} ahead" if self.ahead else self.reward
+
+
+TERNARY = Worth()

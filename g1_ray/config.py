@@ -79,6 +79,7 @@ class GameConfig(Section):
     lookahead: int = Field(
         0,
         ge=0,
+        le=1000,
         description="random legal moves that follow a legal move, eight times: it earns the mean return, as a share of "
         "the best move's (envs/lookahead.py); 0: its own reward alone",
     )

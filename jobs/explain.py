@@ -23,6 +23,9 @@ def options() -> Parser:
     parser.add_argument("--seed", type=int, default=0, help="which board (default 0)")
     parser.add_argument("--moves", default="", help="moves to play first: 'up, left' or '(0, 1) (0, 2); (1, 1) (2, 1)'")
     parser.add_argument("--reward", default="ternary", help="reward that regrets are counted in (default ternary)")
+    parser.add_argument(
+        "--lookahead", type=int, default=0, help="random moves after each, as games.N.lookahead has it (default 0)"
+    )
     answer = parser.add_mutually_exclusive_group()
     answer.add_argument("--answer", metavar="TEXT", help="an answer to that board, whole")
     answer.add_argument("--answer-file", metavar="FILE", help="a file with one; - for the standard input")
@@ -41,16 +44,18 @@ def main(argv: list[str] | None = None) -> int:
     if part and ("/" in folder or importlib.util.find_spec(folder.partition(".")[0]) is None):
         raise ValueError(f"{args.what}: {folder!r} is neither a folder nor a module; give GAME, RUN:GROUP or "
                          "RUN:GAME/PLAYER/SEED/MOVE")  # fmt: skip
-    check_numbers(args, seed=0)
+    check_numbers(args, seed=0, lookahead=0)
     text = args.answer if args.answer_file is None else read(args.answer_file)
 
+    from envs.lookahead import Worth
     from g1_ray.report.explain import explain_answer, explain_state, play_moves
 
     task = task_of(args.what, args.preset, args.reasoning, args.perception)
-    state, played = play_moves(task, args.seed, args.moves, args.reward)
-    print(*([played, ""] if played else []), explain_state(state, args.reward), sep="\n")
+    worth = Worth(args.reward, args.lookahead)
+    state, played = play_moves(task, args.seed, args.moves, worth)
+    print(*([played, ""] if played else []), explain_state(state, worth), sep="\n")
     if text is not None:
-        print(f"\n{visible(explain_answer(state, text, args.reward))}")
+        print(f"\n{visible(explain_answer(state, text, worth))}")
     return 0
 
 

@@ -8,17 +8,19 @@ import itertools
 import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
 
-from envs import REWARDS, Answer, Codec, Outcome, State, Task, reward_table
+from envs import REWARDS, Answer, Codec, Outcome, RewardTable, State, Task
 from envs.answers import MAX_BODY, Cause
 from envs.codec import MAX_CHARS, ORDER, TAG, align, align_rows, blocks_of
 from envs.core import Board, Game
 from envs.env import board_text
+from envs.lookahead import TERNARY, Worth
 from envs.rewards import reward_named
 from g1_ray.config import REWARD_PARTS, AlgorithmConfig, RewardConfig
 from g1_ray.config_file import Section
@@ -45,14 +47,14 @@ CAUSES: dict[str, str] = {
 # A state
 
 
-def play_moves(task: Task, seed: int, moves: str = "", reward: str = "ternary") -> tuple[State, str]:
+def play_moves(task: Task, seed: int, moves: str = "", worth: Worth = TERNARY) -> tuple[State, str]:
     """The state that moves lead to from a seed's board, and a table of what each came to ('' for none).
 
     Moves are `up, left` or `(0, 1) (0, 2); (1, 1) (2, 1)`; an illegal one counts, as in training. Raises `ValueError`
     on what is no move, or comes after the end.
     """
     game = State.start(task, seed).game()
-    rows: list[tuple[str, ...]] = [("played", "legal", *_heads(reward))]
+    rows: list[tuple[str, ...]] = [("played", "legal", *_heads(worth))]
     bodies = re.split(r"[;,](?![^(\[]*[)\]])", moves) if moves.strip() else []  # no comma within brackets
     for number, body in enumerate(bodies, 1):
         action = game.actions.read(body)
@@ -62,37 +64,47 @@ def play_moves(task: Task, seed: int, moves: str = "", reward: str = "ternary") 
             )
         if game.over:
             raise ValueError(f"--moves: the episode is over after {number - 1} moves; leave out the rest")
-        best = reward_table(game, reward_named(reward)).rewards.max()
+        table = worth.table(game)
         outcome = game.step(action)
-        cells = _cells(outcome, float(best) - reward_named(reward)(outcome))
+        cells = _cells(outcome, worth, *_earns(table, action, outcome, worth))
         rows.append((game.actions.write(action), "yes" if outcome.legal else "no", *cells))
     return State.of(task, game), aligned(rows) if bodies else ""
 
 
-def explain_state(state: State, reward: str = "ternary") -> str:
-    """The board, and every legal move with what it does and earns; regrets are in the reward of that name."""
+def explain_state(state: State, worth: Worth = TERNARY) -> str:
+    """The board, and every legal move with what it does and earns; regrets are in what it is `worth`."""
     game = state.game()
     head = f"{state.task.name}: move {game.moves}, score {game.score:g}"
     if game.over:
         time = game.moves == game.options.horizon
         ended = "won" if game.won() else "time is up" if time else "no legal move is left"
         return f"{head}\n\n{board_text(state.task, game)}\n\nthe episode is over: {ended}"
-    table = reward_table(game, reward_named(reward))
-    tried = zip(table.actions, table.outcomes, table.regrets, strict=True)
-    rows = [(game.actions.write(action), *_cells(outcome, float(regret))) for action, outcome, regret in tried]
+    table = worth.table(game)
+    rows = [
+        (game.actions.write(action), *_cells(outcome, worth, *_earns(table, action, outcome, worth)))
+        for action, outcome in zip(table.actions, table.outcomes, strict=True)
+    ]
     best = game.actions.write(game.fork().oracle())
     legal = f"{len(table.actions)} legal moves of {game.actions.num}; the oracle plays {best}"
-    return f"{head}\n\n{board_text(state.task, game)}\n\n{legal}\n{aligned([('move', *_heads(reward)), *rows])}"
+    return f"{head}\n\n{board_text(state.task, game)}\n\n{legal}\n{aligned([('move', *_heads(worth)), *rows])}"
 
 
-def _heads(reward: str) -> tuple[str, ...]:
-    return "gain", "tiles", "ends", *REWARDS, f"regret ({reward})"
+def _earns(table: RewardTable, action: int | None, outcome: Outcome, worth: Worth) -> tuple[float, float]:
+    """What a move earns, and its regret. One that is not legal leads nowhere: it earns its own reward."""
+    looked_up = outcome.legal and action is not None
+    earned = float(table.rewards[table.actions.index(action)]) if looked_up else reward_named(worth.reward)(outcome)
+    return earned, float(table.rewards.max()) - earned
 
 
-def _cells(outcome: Outcome, regret: float) -> tuple[str, ...]:
+def _heads(worth: Worth) -> tuple[str, ...]:
+    return "gain", "tiles", "ends", *REWARDS, *([str(worth)] if worth.ahead else []), f"regret ({worth})"
+
+
+def _cells(outcome: Outcome, worth: Worth, earned: float, regret: float) -> tuple[str, ...]:
     """What a move does and earns, under `_heads`."""
-    earned = [f"{function(outcome):g}" for function in REWARDS.values()]
-    return f"{outcome.gain:g}", str(outcome.cleared), _end(outcome), *earned, f"{regret:g}"
+    own = [f"{function(outcome):g}" for function in REWARDS.values()]
+    ahead = [f"{earned:.4g}"] if worth.ahead else []
+    return f"{outcome.gain:g}", str(outcome.cleared), _end(outcome), *own, *ahead, f"{regret:.6g}"
 
 
 def _end(outcome: Outcome) -> str:
@@ -105,7 +117,7 @@ def _end(outcome: Outcome) -> str:
 
 
 def explain_answer(
-    state: State, text: str, reward: str = "ternary", weights: RewardConfig | None = None, thinks_first: bool = False
+    state: State, text: str, worth: Worth = TERNARY, weights: RewardConfig | None = None, thinks_first: bool = False
 ) -> str:
     """What the parser made of an answer to a state, and what came of it. With a run's weights also the total.
 
@@ -116,7 +128,9 @@ def explain_answer(
         raise ValueError(
             f"the episode is over after {game.moves} moves: there is nothing to answer; give fewer --moves"
         )
-    judged = judge(codec, game.fork(), text, reward_named(reward))
+    table = worth.table(game)
+    values = dict(zip(table.actions, table.rewards.tolist(), strict=True))
+    judged = judge(codec, game.fork(), text, reward_named(worth.reward), worth=values)
     answer, seen, outcome = judged.answer, judged.seen, judged.outcome
     blocks, _, open_answer = blocks_of(text) if len(text) <= MAX_CHARS else ([], "", False)
     found = ", ".join(name for name, _ in blocks) or "none"
@@ -128,7 +142,7 @@ def explain_answer(
         f"form        {'well formed' if not faults else 'not well formed: ' + '; '.join(faults)}",
         f"perception  {'the board is told right' if seen.exact else told}",
         *(f"            {fault}" for fault in faults_of_board(codec, answer.perception, game.perception())),
-        *_earned(game, answer.action, outcome, reward),
+        *_earned(table, answer.action, outcome, worth),
     ]
     if weights:
         parts = judged.parts.items()
@@ -151,15 +165,16 @@ def _move_read(game: Game, answer: Answer, open_answer: bool) -> str:
     return f"{given}is no move: {answer.cause}; {why}; expected {game.actions.ask}"
 
 
-def _earned(game: Game, action: int | None, outcome: Outcome, reward: str) -> list[str]:
+def _earned(table: RewardTable, action: int | None, outcome: Outcome, worth: Worth) -> list[str]:
     """What became of a move, and what it earns by every reward."""
     kind = "unreadable, a move lost" if action is None else "legal" if outcome.legal else "illegal, nothing changes"
     end = f"; the episode ends ({_end(outcome)})" if _end(outcome) else ""
-    regret = reward_table(game, reward_named(reward)).rewards.max() - reward_named(reward)(outcome)
-    rewards = ", ".join(f"{name} {function(outcome):g}" for name, function in REWARDS.items())
+    earned, regret = _earns(table, action, outcome, worth)
+    own = [f"{name} {function(outcome):g}" for name, function in REWARDS.items()]
+    rewards = ", ".join([*own, *([f"{worth} {earned:.4g}"] if worth.ahead else [])])
     return [
         f"outcome     {kind}; gain {outcome.gain:g}, {outcome.cleared} tiles cleared{end}",
-        f"rewards     {rewards}; regret {regret:g} ({reward})",
+        f"rewards     {rewards}; regret {regret:.6g} ({worth})",
     ]
 
 
@@ -223,7 +238,7 @@ def explain_group(folder: Path, number: int) -> str:
 
     Raises `ValueError` where the folder is no run's, or has no such group.
     """
-    from g1_ray.runs.reading import config_in, reward_in, rows_of_group
+    from g1_ray.runs.reading import config_in, rows_of_group, worth_in
     from g1_ray.runs.run_folder import RunFolder
 
     fates = [fate for fate in RunFolder(folder).ledger() if fate.group == number]
@@ -231,7 +246,7 @@ def explain_group(folder: Path, number: int) -> str:
     settings = config_in(folder)
     weights = _section(RewardConfig, settings.get("reward"), folder)
     algorithm = _section(AlgorithmConfig, settings.get("algorithm"), folder)
-    reward = reward_in(folder, rows[0]["game"])
+    worth = worth_in(folder, rows[0]["game"])
     rollouts = [list(its) for _, its in itertools.groupby(rows, lambda row: row["rollout"])]
     versions = sorted({version for row in rows for version in row["versions"]})
     fate = "".join(f"; {fate.fate} {fate.reason}".rstrip() + f", staleness {fate.staleness}" for fate in fates)
@@ -240,9 +255,9 @@ def explain_group(folder: Path, number: int) -> str:
         [
             f"group {number} of {folder}: {rows[0]['game']}, {len(rollouts)} rollouts, "
             f"policy version {', '.join(map(str, versions))}{fate}",
-            explain_state(start, reward),
+            explain_state(start, worth),
             _returns(rollouts, weights, algorithm),
-            *_answers(rollouts, start, reward, weights),
+            *_answers(rollouts, start, worth, weights),
         ]
     )
 
@@ -295,7 +310,7 @@ def _odd(rollout: int, row: dict[str, Any], weights: RewardConfig) -> str:
 
 
 def _answers(
-    rollouts: Sequence[Sequence[dict[str, Any]]], start: State, reward: str, weights: RewardConfig
+    rollouts: Sequence[Sequence[dict[str, Any]]], start: State, worth: Worth, weights: RewardConfig
 ) -> Iterator[str]:
     """Every different answer once, with the rollouts that gave it."""
     given: dict[tuple[bytes, str], list[dict[str, Any]]] = {}
@@ -306,10 +321,10 @@ def _answers(
         state = state_in(rows[0])
         who = ", ".join(f"{row['rollout']}" + (f" turn {row['turn']}" if row["turn"] else "") for row in rows)
         cut = "; cut off at its longest length" if rows[0]["finish_reason"] == "length" else ""
-        board = [] if state == start else [explain_state(state, reward)]
+        board = [] if state == start else [explain_state(state, worth)]
         head = f"--- rollout{'s' if len(rows) > 1 else ''} {who}{cut}"
         opened = rows[0]["reward_format"] == 1  # the run knew whether the chat template opens the thinking
-        yield "\n".join([head, *board, _quoted(text), explain_answer(state, text, reward, weights, opened)])
+        yield "\n".join([head, *board, _quoted(text), explain_answer(state, text, worth, weights, opened)])
 
 
 # A move of an evaluation
@@ -320,21 +335,21 @@ def explain_move(folder: Path, game: str, player: str, seed: int, move: int) -> 
 
     Raises `ValueError` where there is none.
     """
-    from g1_ray.runs.reading import reward_in, row_of_move
+    from g1_ray.runs.reading import row_of_move, worth_in
 
-    row, reward = row_of_move(folder, game, player, seed, move), reward_in(folder, game)
+    row, worth = row_of_move(folder, game, player, seed, move), replace(worth_in(folder, game), ahead=0)
     state = state_in(row)
     stored = (
         f"stored      {row['action_text'] or row['cause']}; gain {row['gain']:g}, game reward {row['reward_game']:g}, "
         f"regret {row['regret']:g}, {row['tokens']} tokens in {row['seconds']:.3g} s"
     )
-    said = [_quoted(row["text"]), explain_answer(state, row["text"], reward)] if row["text"] else []
+    said = [_quoted(row["text"]), explain_answer(state, row["text"], worth)] if row["text"] else []
     if not said:
         game_then = state.game()
         outcome = game_then.fork().step(row["action"])
-        said = ["the player gives no answer in words", *_earned(game_then, row["action"], outcome, reward)]
+        said = ["the player gives no answer in words", *_earned(worth.table(game_then), row["action"], outcome, worth)]
     head = f"{game}, {player}: seed {seed}, board {row['board']}, move {move}"
-    return "\n\n".join([head, explain_state(state, reward), "\n".join([*said, stored])])
+    return "\n\n".join([head, explain_state(state, worth), "\n".join([*said, stored])])
 
 
 def _quoted(text: str) -> str:

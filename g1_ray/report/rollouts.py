@@ -6,7 +6,7 @@ rows of a folder -> ShownRollout -> SeenBlock, block by block -> PackedPage (she
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from envs import Codec, State, Task, reward_table
+from envs import Codec, State, Task
 from envs.core import Board, Looks
-from envs.rewards import reward_named
+from envs.lookahead import TERNARY, Worth
 from g1_ray.evaluation.confusion import Told, told_board, told_words
 from g1_ray.learner.samples import group_advantages
 from g1_ray.runs.layouts import MOVES, TURNS, state_in
@@ -132,20 +132,23 @@ class SeenBlock:
     """The board that each turn tells; None where no board was asked for."""
 
 
-def look_at(block: Sequence[ShownRollout], rewards: Mapping[str, str]) -> SeenBlock:
-    """Looks at the states and reads the answers of some rollouts again. `rewards`: game -> name of its reward."""
+def look_at(block: Sequence[ShownRollout], worths: Mapping[str, Worth]) -> SeenBlock:
+    """Looks at the states and reads the answers of some rollouts again. `worths`: game -> what its moves earn in
+    training; in an evaluation nothing looks ahead."""
     examined = SeenBlock([], [], [])
-    known: dict[bytes, int] = {}
+    known: dict[tuple[bytes, Worth], int] = {}
     codecs: dict[Task, Codec] = {}
     for played in block:
         examined.turns.append([])
         examined.told.append([])
+        worth = worths.get(played.game, TERNARY)
+        worth = worth if played.player == TRAINING else replace(worth, ahead=0)
         standing = -1  # the state before the next turn, where the last one left it as it was
         for row in played.rows:
-            number = standing if standing >= 0 else known.get(row["state"], -1)
+            number = standing if standing >= 0 else known.get((row["state"], worth), -1)
             if number < 0:
-                number = known[row["state"]] = len(examined.states)
-                examined.states.append(_seen(state_in(row), rewards.get(played.game, "ternary")))
+                number = known[row["state"], worth] = len(examined.states)
+                examined.states.append(_seen(state_in(row), worth))
             seen = examined.states[number]
             codec = codecs.get(seen.task) or codecs.setdefault(seen.task, Codec(seen.task))
             told = told_words(codec, row["text"]) if row["perception_exact"] is not None else None
@@ -155,9 +158,9 @@ def look_at(block: Sequence[ShownRollout], rewards: Mapping[str, str]) -> SeenBl
     return examined
 
 
-def _seen(state: State, reward: str) -> SeenState:
+def _seen(state: State, worth: Worth) -> SeenState:
     game = state.game()
-    table = reward_table(game, reward_named(reward))
+    table = worth.table(game)
     moves: dict[float, list[str]] = {}
     for action, earned in zip(table.actions, table.rewards.tolist(), strict=True):
         moves.setdefault(earned, []).append(game.actions.write(action))

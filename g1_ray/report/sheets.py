@@ -22,6 +22,7 @@ from PIL import Image
 
 from envs import State, Task
 from envs.core import Board, Looks
+from envs.lookahead import Worth
 from envs.perception import FOLDERS
 from g1_ray.evaluation.confusion import Told
 from g1_ray.report.rollouts import SeenBlock, SeenState, ShownRollout, evenly, look_at
@@ -125,9 +126,9 @@ class PackedPage:
 
 
 def pack_page(
-    rollouts: Sequence[ShownRollout], rewards: Mapping[str, str], modules: Sequence[str] = (), workers: int = 1
+    rollouts: Sequence[ShownRollout], worths: Mapping[str, Worth], modules: Sequence[str] = (), workers: int = 1
 ) -> PackedPage:
-    """Packs rollouts, by `workers` processes. `rewards`: game -> its reward; `modules`: what this process has imported
+    """Packs rollouts, by `workers` processes. `worths`: as of `look_at`; `modules`: what this process has imported
     of the games' modules, for those to import it too.
 
     Where their tiles don't go on the sheets, it is half as many, evenly drawn, or half of those.
@@ -135,10 +136,7 @@ def pack_page(
     blocks = [rollouts[i : i + BLOCK] for i in range(0, len(rollouts), BLOCK)]
     sheets: dict[Task, Sheet] = {}
     packed, boards, turns_of = [], {}, []  # type: list[str], dict[tuple[str, str], Boards], list[Any]
-    with (
-        Count("rollouts", len(rollouts)) as count,
-        contextlib.closing(_seen(blocks, rewards, modules, workers)) as seen,
-    ):
+    with Count("rollouts", len(rollouts)) as count, contextlib.closing(_seen(blocks, worths, modules, workers)) as seen:
         for block, its in zip(blocks, seen, strict=True):
             packed.append(_deflated({"states": [_state(state, sheets) for state in its.states], "rollouts": its.turns}))
             if any(sheet.full for sheet in sheets.values()):
@@ -148,22 +146,22 @@ def pack_page(
             count(len(turns_of))
     if len(turns_of) < len(rollouts):
         half = [rollouts[i] for i in evenly(len(rollouts), len(rollouts) // 2)]
-        return pack_page(half, rewards, modules, workers)
+        return pack_page(half, worths, modules, workers)
     listed = _columns(rollouts, turns_of)
     return PackedPage(listed, [s.about() for s in sheets.values()], [s.png() for s in sheets.values()], packed, boards)
 
 
 def _seen(
-    blocks: Sequence[Sequence[ShownRollout]], rewards: Mapping[str, str], modules: Sequence[str], workers: int
+    blocks: Sequence[Sequence[ShownRollout]], worths: Mapping[str, Worth], modules: Sequence[str], workers: int
 ) -> Generator[SeenBlock]:
     """The blocks looked at again, one after the other."""
     if workers == 1 or len(blocks) < 4:
         for block in blocks:
-            yield look_at(block, rewards)
+            yield look_at(block, worths)
         return
     context = get_context("spawn")  # this process has threads
     with ProcessPoolExecutor(workers, context, _trust, (modules, FOLDERS)) as pool:
-        yield from pool.map(look_at, blocks, itertools.repeat(rewards), chunksize=4)
+        yield from pool.map(look_at, blocks, itertools.repeat(worths), chunksize=4)
 
 
 def _trust(modules: Sequence[str], folders: set[str]) -> None:

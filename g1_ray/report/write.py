@@ -25,7 +25,7 @@ from g1_ray.report.facts import Told, clips, facts, grids, tables, variants_in, 
 from g1_ray.report.rollouts import OUTCOMES, TRAINING, read_evaluation, read_training
 from g1_ray.report.sheets import BLOCK, Boards, PackedPage, pack_page
 from g1_ray.rollout.judge import share
-from g1_ray.runs.reading import check_games, games_of
+from g1_ray.runs.reading import check_games, games_of, worth_of
 
 PAGE = Path(__file__).parent / "page"
 STYLES = ("base.css", "report.css")
@@ -231,7 +231,7 @@ def _rollouts(told: Told, most: int, workers: int) -> tuple[PackedPage, list[str
     check_games(games, folder / "config.json")
     named = [game[what].rpartition(":")[0] for game in games for what in ("game", "reward")]
     modules = list(dict.fromkeys(filter(None, named)))
-    packed = pack_page([*rollouts, *boards], {game["name"]: game["reward"] for game in games}, modules, workers)
+    packed = pack_page([*rollouts, *boards], {game["name"]: worth_of(game) for game in games}, modules, workers)
     kept = [packed.listed["players"][i] == TRAINING for i in packed.listed["rollouts"].get("player", ())]
     counts = (
         (sum(kept), num_rollouts, "rollouts of training", "drawn evenly over the run"),

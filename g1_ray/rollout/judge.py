@@ -3,7 +3,7 @@
 The one judgement there is: training, evaluation, the lab and `g1-ray explain` all look at answers with it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ class Judgement:
     outcome: Outcome
     """Of the move, e.g. legal with a gain of 8."""
     reward: float
-    """The game's own, unweighted, e.g. 1.0."""
+    """The game's part, unweighted, e.g. 1.0."""
 
     @property
     def parts(self) -> dict[str, float]:
@@ -36,14 +36,24 @@ class Judgement:
         return {"game": self.reward, "format": float(self.answer.well_formed), "perception": self.seen.share}
 
 
-def judge(codec: Codec, game: Game, text: str, reward: Reward, board: Board | None = None) -> Judgement:
+def judge(
+    codec: Codec,
+    game: Game,
+    text: str,
+    reward: Reward,
+    board: Board | None = None,
+    worth: Mapping[int, float] | None = None,
+) -> Judgement:
     """Judges an answer to the board of a game, and plays its move there.
 
-    `board` [rows, cols]: what the description is compared with, where that is not the game's own board.
+    `board` [rows, cols]: what the description is compared with, where that is not the game's own board. `worth`: what
+    each legal action earns, where that is not the reward of its outcome.
     """
     answer = codec.read(text)
     seen = codec.score_perception(answer.perception, game.perception() if board is None else board)
     outcome = game.step(answer.action)
+    if worth is not None and outcome.legal and answer.action is not None:
+        return Judgement(answer, seen, outcome, worth[answer.action])
     return Judgement(answer, seen, outcome, float(reward(outcome)))
 
 

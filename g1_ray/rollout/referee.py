@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Mapping
-from dataclasses import replace
 
 from envs import Codec, State, Task
 from envs.lookahead import look_ahead
@@ -28,9 +27,7 @@ class Referee:
     def turn(self, state: State, request: Request, completion: Completion, text: str) -> Turn:
         """What an answer to a state came to. It is tried on a fork, so equal answers always earn the same."""
         game = state.game()
-        judged = judge(self.codec, game, text, self.reward)
-        if self.config.lookahead and judged.outcome.legal and judged.answer.action is not None:
-            judged = replace(judged, reward=self._ahead(state)[judged.answer.action])
+        judged = judge(self.codec, game, text, self.reward, worth=self._ahead(state) if self.config.lookahead else None)
         return Turn(
             prompt=request.prompt,
             completion=completion,

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from envs import REWARDS
+from envs.lookahead import TERNARY, Worth
 from envs.options import nearest
 from envs.registry import Registry
 from envs.task import GAMES
@@ -129,16 +130,21 @@ def report_in(folder: Path) -> dict[str, Any]:
     return report
 
 
-def games_of(config: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The games of a run's or an evaluation's config, each with its name, the game and its reward."""
+def games_of(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The games of a run's or an evaluation's config, each with its name, the game, its reward and its lookahead."""
     games = config.get("games") or ()
     return [
-        {"name": game.get("name") or game["game"], "game": game["game"], "reward": game.get("reward", "ternary")}
+        {
+            "name": game.get("name") or game["game"],
+            "game": game["game"],
+            "reward": game.get("reward", "ternary"),
+            "lookahead": game.get("lookahead", 0),
+        }
         for game in (games.values() if isinstance(games, Mapping) else games)
     ]
 
 
-def games_in(folder: Path) -> list[dict[str, str]]:
+def games_in(folder: Path) -> list[dict[str, Any]]:
     """Those of the config.json of a run or an evaluation, or of the run that an evaluation is in; else none.
 
     Raises `ValueError` as `check_games` does.
@@ -172,9 +178,14 @@ def _check_known(registry: Registry[Any], name: str, path: Path) -> None:
         raise ValueError(f"{path}: unknown {registry.sort} {name!r}{nearest(own, registry)}")
 
 
-def reward_in(folder: Path, game: str) -> str:
-    """The reward of a game by the config of a run or an evaluation; ternary where it does not say."""
-    return next((about["reward"] for about in games_in(folder) if about["name"] == game), "ternary")
+def worth_of(game: Mapping[str, Any]) -> Worth:
+    """What the moves of one of `games_of` earn in training."""
+    return Worth(game["reward"], game["lookahead"])
+
+
+def worth_in(folder: Path, game: str) -> Worth:
+    """What the moves of a game earn by the config of a run or an evaluation; ternary where it does not say."""
+    return next((worth_of(about) for about in games_in(folder) if about["name"] == game), TERNARY)
 
 
 def names_in(path: Path) -> tuple[str, str]:

@@ -108,6 +108,7 @@ class Game(Shape):
     game: str
     name: str | None = None
     reward: str = "ternary"
+    lookahead: Annotated[int, Field(ge=0, le=1000)] = 0
 
 
 class Protocol(Shape):

@@ -12,7 +12,9 @@ from folders import small_config
 from envs import PLAYERS, Codec, State, Task
 from envs.answers import Cause
 from envs.codec import MAX_CHARS
-from g1_ray.config import RewardConfig
+from envs.lookahead import Worth, look_ahead
+from envs.rewards import score
+from g1_ray.config import GameConfig, RewardConfig
 from g1_ray.evaluation.moves import file_name, write_moves
 from g1_ray.evaluation.play import Reply, play, play_asked
 from g1_ray.report.explain import (
@@ -65,8 +67,8 @@ def test_every_legal_move_has_its_outcome_rewards_and_regret():
         "down 0 0 0 -1 0 0 1".split(),
         "left 4 1 1 1 4 1 0".split(),
     ]
-    assert "regret (score)" in explain_state(STATE, "score")
-    assert explain_state(STATE, "score").splitlines()[-4].split() == "up 0 0 0 -1 0 0 4".split()
+    assert "regret (score)" in explain_state(STATE, Worth("score"))
+    assert explain_state(STATE, Worth("score")).splitlines()[-4].split() == "up 0 0 0 -1 0 0 4".split()
 
 
 def test_a_move_that_ends_the_episode_says_how():
@@ -114,7 +116,28 @@ def test_a_right_answer_and_its_total():
     assert told["outcome"] == "legal; gain 4, 1 tiles cleared"
     assert told["rewards"] == "ternary 1, paper 1, score 4, cleared 1; regret 0 (ternary)"
     assert told["reward"] == "1 x 1 (game) + 0.5 x 1 (format) + 2 x 1 (perception) = 3.5"
-    assert lines_of(explain_answer(STATE, GOOD, "score"))["parts"] == "game 4, format 1, perception 1"
+    assert lines_of(explain_answer(STATE, GOOD, Worth("score")))["parts"] == "game 4, format 1, perception 1"
+
+
+def test_what_looks_ahead_is_explained_as_training_has_it():
+    its = {"game": "2048", "reasoning": {"size": 3}, "reward": "score", "lookahead": 4}
+    referee = Referee(GameConfig.model_validate(its), RewardConfig())
+    state, worth = State.start(referee.task, 5), Worth("score", 4)
+    game = state.game()
+    best = max(look_ahead(game, 4, score).values())
+    no = np.zeros(0, np.int32)
+    asked, answered = Request(Prompt(no, (state,)), 1, 0), Completion(no, no.astype(np.float32), no, "stop")
+    for action in range(4):
+        text, move = referee.codec.write(game.perception(), "so", action), game.actions.write(action)
+        turn = referee.turn(state, asked, answered, text)
+        told = lines_of(explain_answer(state, text, worth, RewardConfig(game=1, format=0, perception=0)))
+        earned = turn.rewards["game"]
+        assert told["reward"].endswith(f"= {earned:.4g}")
+        assert told["rewards"].endswith(f"regret {best - earned:.6g} (score, 4 ahead)")
+        assert f"{earned:.4g}" in play_moves(referee.task, 5, move, worth)[1].split()
+        if turn.legal:
+            row = next(line for line in explain_state(state, worth).splitlines() if line.startswith(move))
+            assert row.split()[-2:] == [f"{earned:.4g}", f"{best - earned:.6g}"]
 
 
 @pytest.mark.parametrize(

@@ -1,25 +1,39 @@
 """What a page has of a run's rollouts and results, without a browser."""
 
+from dataclasses import replace
+
 import pytest
 
+from envs import State
+from envs.lookahead import Worth
 from g1_ray.report import sheets
 from g1_ray.report.facts import tables
-from g1_ray.report.rollouts import evenly, read_training
+from g1_ray.report.rollouts import TRAINING, evenly, look_at, read_training
 from g1_ray.runs import progress
 
 
 def test_several_processes_make_the_same_page(run, tmp_path):
     played, _ = read_training(run / "trajectories", 1000, True)
-    rewards = {"2048": "ternary", "moved": "ternary"}
+    worths = {"2048": Worth(), "moved": Worth()}
     some = played * 4
-    assert sheets.pack_page(some, rewards, workers=2).blocks == sheets.pack_page(some, rewards).blocks
+    assert sheets.pack_page(some, worths, workers=2).blocks == sheets.pack_page(some, worths).blocks
+
+
+def test_moves_of_training_are_worth_what_it_gives_and_those_of_an_evaluation_their_own(run):
+    played, _ = read_training(run / "trajectories", 1000, True)
+    one = next(rollout for rollout in played if rollout.game == "2048")
+    worths = {"2048": Worth("score", 3)}
+    for player, worth in ((TRAINING, worths["2048"]), ("greedy", Worth("score"))):
+        (state, *_) = look_at([replace(one, player=player)], worths).states
+        expected = worth.table(State.from_bytes(one.rows[0]["state"]).game()).rewards
+        assert sorted({reward for reward, _ in state.moves}) == sorted({*expected.tolist()})
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_how_many_rollouts_are_looked_at_is_told(run, monkeypatch, capsys, workers):
     monkeypatch.setattr(progress, "SECONDS_OF_SILENCE", 0.0)
     played, _ = read_training(run / "trajectories", 1000, True)
-    sheets.pack_page(played * 4, {"2048": "ternary", "moved": "ternary"}, workers=workers)
+    sheets.pack_page(played * 4, {"2048": Worth(), "moved": Worth()}, workers=workers)
     said = [line for line in capsys.readouterr().out.splitlines() if " so far, " in line]
     assert said[0].startswith("32 of 192 rollouts, ") and said[-1].startswith("192 of 192 rollouts, ")
     assert all(line.endswith(" left") for line in said)
