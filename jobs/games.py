@@ -1,6 +1,7 @@
 """List the games and their options; draw contact sheets of their difficulties; write their pages."""
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -21,26 +22,27 @@ def options() -> Parser:
     parser = Parser("games", __doc__)
     parser.add_argument("name", nargs="?", help="one game; all when left out")
     parser.add_argument("--sheet", metavar="PNG", help="draw the game's difficulties into a file")
-    parser.add_argument("--docs", metavar="FOLDER", help="write a page and a sheet for every game")
+    parser.add_argument("--docs", metavar="FOLDER", help="write a page and a sheet for the game, or for all")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """`g1-ray games`."""
     args = options().parse_args(argv)
+    specs = [game_spec(name) for name in ([args.name] if args.name else game_names())]
     if args.sheet and not args.name:
         raise ValueError("--sheet needs the name of a game")
     if args.docs:
         check_writable(Path(args.docs))
-        write_docs(Path(args.docs))
+        write_docs(Path(args.docs), specs)
     elif args.sheet:
         check_writable(Path(args.sheet))
         Path(args.sheet).parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(game_spec(args.name)).save(args.sheet)
+        contact_sheet(*specs).save(args.sheet)
         print(f"wrote {args.sheet}")
     else:
-        for name in [args.name] if args.name else game_names():
-            print(describe(game_spec(name)), end="\n\n")
+        for spec in specs:
+            print(describe(spec), end="\n\n")
         print("perception\n" + option_lines(Perception))
     return 0
 
@@ -108,14 +110,13 @@ def _specimen(task: Task) -> Image.Image:
     return Image.fromarray(task.draw(game))
 
 
-def write_docs(folder: Path) -> None:
-    """A page for every game, made from the code, with its contact sheet."""
+def write_docs(folder: Path, specs: Iterable[GameSpec]) -> None:
+    """A page for each game, made from the code, with its contact sheet."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in game_names():
-        spec = game_spec(name)
-        contact_sheet(spec).save(folder / f"{name}.webp", quality=80, method=6)
-        (folder / f"{name}.md").write_text(page(spec))
-        print(f"wrote {folder / name}.md and .png")
+    for spec in specs:
+        contact_sheet(spec).save(folder / f"{spec.name}.webp", quality=80, method=6)
+        (folder / f"{spec.name}.md").write_text(page(spec))
+        print(f"wrote {folder / spec.name}.md and .webp")
 
 
 def page(spec: GameSpec) -> str:

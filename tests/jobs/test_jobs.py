@@ -79,6 +79,15 @@ def test_a_contact_sheet_is_written(tmp_path):
         assert sheet.width > 800 and sheet.height > 800
 
 
+def test_the_page_of_one_game_is_written(tmp_path, capsys):
+    assert main(["games", "swap", "--docs", str(tmp_path / "docs")]) == 0
+    told, folder = capsys.readouterr().out.strip(), tmp_path / "docs"
+    assert told == f"wrote {folder}/swap.md and .webp" and {path.name for path in folder.iterdir()} == {
+        "swap.md",
+        "swap.webp",
+    }
+
+
 @pytest.mark.parametrize("name", game_names())
 def test_the_pages_in_docs_are_what_the_code_says(name):
     shipped = Path(__file__).parents[2] / "docs" / "games" / f"{name}.md"
