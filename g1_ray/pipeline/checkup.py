@@ -1,4 +1,4 @@
-"""What is done between two steps, while engines and learners stand still: canary, evaluation, lab."""
+"""What is done between two steps, while the policy is one and the same everywhere: canary, evaluation, lab."""
 
 import asyncio
 import functools
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 CALL_TIMEOUT_S = 600.0
 """Longest wait for a single call outside of the graphs, e.g. a canary, but for what `patience` adds."""
+LOOK_EVERY_S = 0.25
+"""Between two looks at the rest of the run, while such a call is waited for."""
 SLOWEST = 50e6
 """Bytes a second that any disk reads or writes, shared as it may be. A checkpoint may have a hundred gigabytes."""
 
@@ -134,7 +136,7 @@ class Checkup:
         shares = [list(requests[i :: len(engines)]) for i in range(len(engines))]
         asked = [(engines[(i + self._turn) % len(engines)], part) for i, part in enumerate(shares) if part]
         answering = asyncio.gather(*(engine.ask.remote(part, sampling) for engine, part in asked))
-        while not (await asyncio.wait([answering], timeout=1.0))[0]:
+        while not (await asyncio.wait([answering], timeout=LOOK_EVERY_S))[0]:
             self.look()
             self._check_time(deadline)
         answers: list[Any] = [None] * len(requests)
@@ -197,7 +199,7 @@ def get(
     Raises `NoAnswer` that says `who` gave none in time, `ValueError` as the call did.
     """
     deadline = time.monotonic() + timeout_s
-    while look and time.monotonic() < deadline and not ray.wait([ref], timeout=1.0, fetch_local=False)[0]:
+    while look and time.monotonic() < deadline and not ray.wait([ref], timeout=LOOK_EVERY_S, fetch_local=False)[0]:
         look()
     try:
         return ray.get(ref, timeout=max(0.0, deadline - time.monotonic()))

@@ -45,7 +45,6 @@ class Outliving:
     _checkpoint_bytes: int
     _backs: int
     _at_work: dict[int, tuple[Part, Part]]
-    _should_stop: Callable[[], bool]
 
     def _publish(self) -> None:
         """Hands the learner's policy to the engines, outside of a step."""
@@ -66,12 +65,6 @@ class Outliving:
                 get(loaded, look=self.recovery.look)
             except (ray.exceptions.RayError, RuntimeError) as error:
                 self.recovery.lose(part, f"did not go back to step {self.version}: {first_line(error)}")
-
-    def _look(self) -> None:
-        """While something outside of the graphs is waited for. Raises `BrokenOff` where the run is to stop."""
-        self.recovery.look()
-        if self._should_stop():
-            raise BrokenOff("the run is to stop")
 
     def _after_failure(self, tick: Tick, failure: Failure) -> None:
         """Looks for who failed. A group is not blamed for the death of a part."""
@@ -229,10 +222,11 @@ class Outliving:
             except Exception as error:  # noqa: BLE001 - the error that ends the run is the one to be told
                 self.folder.note(f"step {self.version} could not be saved: {first_line(error)}")
 
-    def save(self, last: bool = False) -> Path:
+    def save(self, last: bool = False, look: Callable[[], None] | None = None) -> Path:
         """Writes the checkpoint of this step: every rank takes part, and the buffer's books go with it.
 
-        Raises `BrokenOff` in a deterministic run whose buffer has died since the one before, but for the `last` step.
+        `look` is called now and then meanwhile, by default to see who is well. Raises `BrokenOff` in a deterministic
+        run whose buffer has died since the one before, but for the `last` step.
         """
         state = self._ask_buffer("snapshot", self.version, self.config.deterministic and not last)
         if state is None:
@@ -240,7 +234,9 @@ class Outliving:
         path = self.folder.checkpoint(self.version)
         saving = [learner.save.remote(str(path), state) for learner in self.actors.learners]
         who = named("learner", range(len(saving)), "save")
-        get_all(saving, patience(2 * self._checkpoint_bytes), self.recovery.look, who)  # written, then checksummed
+        get_all(
+            saving, patience(2 * self._checkpoint_bytes), look or self.recovery.look, who
+        )  # written, then checksummed
         self._ask_buffer("saved", self.version)
         self.folder.prune_checkpoints(self.config.keep_checkpoints)
         return path

@@ -3,9 +3,9 @@
     for every lane: admit -> observe -> generate -> score -> put, again and again
     for every step: take -> step -> weights -> load_policy -> release; then, when due, canary, checkpoint, evaluation
 
-The driver moves no data: it starts ticks, and reads small reports. It waits for a step between steps only where
-something is due that needs engines and learners to stand still (`checkup.py`). Parts that die are brought back while
-the others go on (`recovery.py`).
+The driver moves no data: it starts ticks, and reads small reports. No step is made while a checkpoint is written or
+the policy looked at (`checkup.py`); rollouts go on meanwhile, as far ahead as they may. Parts that die are brought
+back while the others go on (`recovery.py`).
 """
 
 import logging
@@ -54,6 +54,8 @@ class Pipeline(Outliving):
         self._model_bytes = folder_bytes(Path(model_path))
         self.failures = self.skipped = self._backs = 0
         self._should_stop: Callable[[], bool] = lambda: False
+        self._tell: Callable[[str], None] = lambda text: None
+        self._training = False
         self._told_at = 0.0
         self._at_work: dict[int, tuple[Part, Part]] = {}  # lane -> the env worker and the engine of its tick
         self._graphs: dict[tuple[int, int], DAGNode] = {}  # by the numbers of those two
@@ -112,7 +114,7 @@ class Pipeline(Outliving):
         That is when the steps are made, or between two steps once the minutes are over or `should_stop` says so: a step
         in progress is finished, one that still waits for groups is not waited for. `tell` hears what the user should.
         """
-        begun, self._should_stop = time.monotonic(), should_stop
+        begun, self._should_stop, self._tell, self._training = time.monotonic(), should_stop, tell, True
         try:
             while True:
                 late = 0 < self.config.minutes * 60 <= time.monotonic() - begun
@@ -120,12 +122,15 @@ class Pipeline(Outliving):
                 step = self.executor.ticks.get(TRAIN)
                 if over and (step is None or step.opened is None):
                     break
-                self._keep_busy()
-                for finished in self.executor.poll(timeout_s=0.2 if self.recovery.healing else 1.0):
+                self._start_step()
+                self._start_lanes()
+                news = self.executor.poll(timeout_s=0.2 if self.recovery.healing else 1.0)
+                # A step last: what is due after it may start ticks on lanes whose own are booked by then.
+                for finished in sorted(news, key=lambda its: its.tick.lane == TRAIN):
                     if finished.tick.lane == TRAIN:
                         self._after_step(finished, on_step)
                     else:
-                        self._after_rollouts(finished, tell)
+                        self._after_rollouts(finished)
                 self.recovery.look()
                 self._undo_what_was_lost()
                 self._tell_status()
@@ -136,18 +141,38 @@ class Pipeline(Outliving):
                 self.recovery.name([part for part in self.recovery.parts if part.up], str(error))
             self._save_what_was_learned()
             raise
+        finally:
+            self._training = False
         if not self.folder.checkpoint(self.version).exists():
             self.save(last=True)
 
-    def _keep_busy(self) -> None:
-        """Starts a tick on every lane that has none, and the train graph's, wherever those that it takes are up."""
-        buffer, engines = self.recovery.of("buffer"), self.recovery.of("engine")
-        if buffer and TRAIN not in self.executor.ticks and engines:
-            up = replace(self.actors, engines=[part.actor for part in engines])
-            self.executor.start(TRAIN, train_graph(up), self.version)
-        for lane in range(self.config.asynchrony.lanes):
-            if lane not in self.executor.ticks and buffer and engines and self.recovery.of("env worker"):
-                self._start_lane(lane)
+    def _start_step(self) -> None:
+        """Starts the train graph, where it is over and those that it takes are up."""
+        if TRAIN not in self.executor.ticks and self.recovery.of("buffer") and (up := self.recovery.of("engine")):
+            actors = replace(self.actors, engines=[part.actor for part in up])
+            self.executor.start(TRAIN, train_graph(actors), self.version)
+
+    def _start_lanes(self) -> None:
+        """Starts a tick on every lane that has none, where those that it takes are up."""
+        if all(self.recovery.of(role) for role in ("buffer", "engine", "env worker")):
+            for lane in range(self.config.asynchrony.lanes):
+                if lane not in self.executor.ticks:
+                    self._start_lane(lane)
+
+    def _roll_on(self) -> None:
+        """While something outside of the graphs is waited for between two steps: rollouts go on meanwhile."""
+        self.recovery.look()
+        self._tell_status()
+        if self._training:
+            self._start_lanes()
+            for finished in self.executor.poll(timeout_s=0.0):
+                self._after_rollouts(finished)
+
+    def _look(self) -> None:
+        """The same for what is broken off where the run is to stop. Raises `BrokenOff`."""
+        self._roll_on()
+        if self._should_stop():
+            raise BrokenOff("the run is to stop")
 
     def _tell_status(self) -> None:
         """Who is well, for `g1-ray status`."""
@@ -172,7 +197,7 @@ class Pipeline(Outliving):
             self._graphs[which] = rollout_graph(self.actors, *which, self.config.rollout.passes)
         self.executor.start(lane, self._graphs[which], self.config.asynchrony.groups_per_tick)
 
-    def _after_rollouts(self, finished: Finished, tell: Callable[[str], None] = lambda text: None) -> None:
+    def _after_rollouts(self, finished: Finished) -> None:
         """Books a tick of a rollout lane; what it was to make is made again if it failed."""
         tick, failure = finished.tick, finished.failure
         for part in self._at_work.pop(tick.lane, ()):
@@ -182,7 +207,7 @@ class Pipeline(Outliving):
         error, groups = failure.line if failure else "", receipt.groups if receipt else None
         self.folder.trace("rollout", tick.lane, tick.opened or tick.started, finished.at, groups=groups, error=error)
         if receipt:
-            self._tell_of_flat(receipt.flat_in_a_row, tell)
+            self._tell_of_flat(receipt.flat_in_a_row)
             if receipt.spoiled:
                 raise RuntimeError(f"most of the last groups had something wrong with them; {receipt.spoiled}")
         if failure:
@@ -190,7 +215,7 @@ class Pipeline(Outliving):
         else:
             self.failures = 0
 
-    def _tell_of_flat(self, in_a_row: int, tell: Callable[[str], None]) -> None:
+    def _tell_of_flat(self, in_a_row: int) -> None:
         if in_a_row < self._many_flat:
             self._tell_at = self._many_flat
         if in_a_row < self._tell_at:
@@ -202,7 +227,7 @@ class Pipeline(Outliving):
             "model from a cold start (g1-ray coldstart)"
         )
         self.folder.note(text)
-        tell(text)
+        self._tell(text)
 
     def _after_step(self, finished: Finished, on_step: Callable[[int, dict[str, float]], None]) -> None:
         """Books an optimizer step, and does what is due after it."""
@@ -232,7 +257,8 @@ class Pipeline(Outliving):
             on_step(self.version, metrics)
         if self._is_due(self.config.checkpoint_every):
             try:
-                self.save()  # after the line: a run that goes on from a checkpoint has the lines of all steps before
+                # After the line: a run that goes on from a checkpoint has the lines of all steps before.
+                self.save(look=self._roll_on)
             except (ray.exceptions.RayError, BrokenOff) as error:
                 self._after_death("the checkpoint", error)
 

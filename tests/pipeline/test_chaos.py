@@ -155,12 +155,13 @@ def test_a_run_outlives_the_death_of_an_env_worker_and_of_an_engine(ray_cluster,
 def test_a_run_outlives_a_part_that_hangs_while_the_driver_waits_for_it(ray_cluster, tmp_path, monkeypatch, role, when):
     """Outside of the graphs: while a checkpoint is made, and when the books are closed."""
     made = small(tmp_path, "transformers").model_copy(update={"steps": 6})
-    call, stopped = getattr(Pipeline, when), []
+    call, stopped, stopped_at = getattr(Pipeline, when), [], []
 
     def stop_and_call(pipeline: Pipeline, *arguments: object, **more: object) -> object:
         if not stopped:
             stopped.extend(processes(role))
             stopped[0].send_signal(signal.SIGSTOP)
+            stopped_at.append(time.time())
         return call(pipeline, *arguments, **more)
 
     monkeypatch.setattr(Pipeline, when, stop_and_call)
@@ -171,6 +172,12 @@ def test_a_run_outlives_a_part_that_hangs_while_the_driver_waits_for_it(ray_clus
     assert report["steps"] == 6
     if when == "save":
         assert report["last_metrics"][f"recovered/{role}"] == 1
+    if (role, when) == ("learner", "save"):  # until it is noticed, rollouts go on as far as they may
+        ticks = [json.loads(line) for line in (made.folder / "trace.jsonl").read_text().splitlines()]
+        meanwhile = [
+            tick for tick in ticks if tick["kind"] == "rollout" and stopped_at[0] < tick["start"] < tick["end"]
+        ]
+        assert any(tick["end"] < stopped_at[0] + made.asynchrony.hang_s and tick["groups"] for tick in meanwhile)
     assert not stopped[0].is_running() or stopped[0].status() == psutil.STATUS_ZOMBIE
 
 

@@ -37,6 +37,9 @@ def failure():
 class Well(Recovery):
     """Of parts that are never asked, and are well but for those that are lost."""
 
+    def look(self):
+        pass
+
     def examine(self, part, patience_s=0.0):
         return part.up
 
@@ -151,8 +154,9 @@ def test_a_step_that_fails_leaves_its_whole_traceback_and_ends_the_run(pipeline)
 
 def test_many_flat_groups_in_a_row_are_told_with_what_helps_and_not_too_often(pipeline):
     told, base = [], 2 * pipeline.config.rollout.groups_per_step
+    pipeline._tell = told.append
     for in_a_row in (base - 1, base, base + 1, 2 * base, 2 * base + 1, 5 * base, 0, base - 1, base + 3):
-        pipeline._after_rollouts(finished(None, result=Receipt([(7, 0)], in_a_row)), told.append)
+        pipeline._after_rollouts(finished(None, result=Receipt([(7, 0)], in_a_row)))
     assert [text.split()[2] for text in told] == [str(n) for n in (base, 2 * base, 5 * base, base + 3)]
     assert all(word in told[0] for word in ("group_size", "temperature", "level", "coldstart"))
     assert [line["note"] for line in lines(pipeline, "notes.jsonl")[-4:]] == told
@@ -170,7 +174,7 @@ def test_the_line_of_a_step_is_there_whatever_comes_after_it(pipeline, part):
     )
 
     def does(name):
-        def do(*arguments):
+        def do(*arguments, **more):
             done.append(name)
             if name == part:
                 raise RuntimeError(f"{name} is broken")
@@ -244,6 +248,41 @@ def test_a_question_is_put_again_to_those_that_are_up(pipeline, monkeypatch):
     checkup.current, checkup.look = lambda: up, lambda: up.remove(0) if 0 in up else None
     assert asyncio.run(checkup._generate([10, 11, 12], None)) == [(1, 10), (1, 11), (1, 12)]
     assert asked[-1] == (1, 3)
+
+
+def test_rollouts_go_on_while_what_is_due_after_a_step_is_waited_for(pipeline, monkeypatch):
+    """And each tick is booked on the parts that it was made by, whatever comes at once."""
+    monkeypatch.setattr(run, "rollout_graph", lambda *about: "graph")
+    over, started = [[run.TRAIN, 0, 1], [0], [2, 1]], []
+
+    class Lanes:
+        ticks = {lane: None for lane in range(pipeline.config.asynchrony.lanes)}
+
+        def start(self, lane, graph, value):
+            self.ticks[lane] = None
+            started.append(lane)
+
+        def poll(self, timeout_s):
+            ended = over.pop(0)
+            for lane in ended:
+                self.ticks.pop(lane, None)
+            return [finished(None, lane, Receipt([], 0)) for lane in ended]
+
+    def after_step(ended, on_step):
+        assert started == []  # those that ended with it are booked, and not begun again
+        pipeline._roll_on()
+        pipeline._roll_on()
+        pipeline.version = pipeline.config.steps
+
+    env, engine = (pipeline.recovery.of(role)[0] for role in ("env worker", "engine"))
+    pipeline.executor, pipeline._at_work = Lanes(), {lane: (env, engine) for lane in Lanes.ticks}
+    env.busy = engine.busy = len(Lanes.ticks)
+    pipeline._start_step, pipeline._after_step, pipeline.save = lambda: None, after_step, lambda last: None
+    pipeline.train(lambda step, metrics: None)
+    assert started == [0, 1, 0] and set(pipeline._at_work) == set(Lanes.ticks) - {1, 2}
+    assert env.busy == engine.busy == len(pipeline._at_work)
+    pipeline._roll_on()  # the run is over: nothing is begun
+    assert started == [0, 1, 0]
 
 
 def test_books_off_the_ledger_are_in_no_checkpoint_of_a_deterministic_run(pipeline, monkeypatch):
