@@ -36,7 +36,8 @@ MOST_LINES = 2_000_000
 def written(path: Path) -> Iterator[Path]:
     """A place beside `path` to write a file or a folder to, that becomes `path` at the end; on an error nothing does.
 
-    What a crash left in that place is removed first.
+    What a crash left in that place is removed first. Raises `ValueError` where a file would take a folder's place, or a
+    folder a file's.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.part")
@@ -46,6 +47,9 @@ def written(path: Path) -> Iterator[Path]:
     except BaseException:
         _remove(beside)
         raise
+    if path.exists() and path.is_dir() != beside.is_dir():
+        _remove(beside)
+        raise ValueError(_other_kind(path))
     if not path.is_dir():
         os.replace(beside, path)
         return
@@ -54,6 +58,11 @@ def written(path: Path) -> Iterator[Path]:
     path.rename(old)
     beside.rename(path)
     _remove(old)
+
+
+def _other_kind(path: Path) -> str:
+    there, name = ("folder", "file") if path.is_dir() else ("file", "folder")
+    return f"{path}: there is a {there} of that name, which is not replaced; give the name of a {name}"
 
 
 def folder_bytes(path: Path) -> int:
@@ -171,12 +180,15 @@ def _adapter(shape: Any) -> "TypeAdapter[Any]":
     return TypeAdapter(shape)
 
 
-def check_writable(path: Path) -> None:
-    """Raises `ValueError` where no file or folder can be written there, before work is done that would be lost.
+def check_writable(path: Path, file: bool = False) -> None:
+    """Raises `ValueError` where no file or folder, or with `file` no file, can be written there, before work is done
+    that would be lost.
 
     Nothing is left: what of the path is not there yet is not made.
     """
     place = path.expanduser().absolute()
+    if file and place.is_dir():
+        raise ValueError(_other_kind(path))
     folder = place if place.is_dir() else next(above for above in place.parents if above.exists())
     try:
         if place.is_file():

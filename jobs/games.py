@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         check_writable(Path(args.docs))
         write_docs(Path(args.docs), specs)
     elif args.sheet:
-        check_writable(Path(args.sheet))
+        check_writable(Path(args.sheet), file=True)
         Path(args.sheet).parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(*specs).save(args.sheet)
         print(f"wrote {args.sheet}")

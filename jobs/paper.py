@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from g1_ray.files import check_writable
 from jobs.options import Parser, check_numbers
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     """`g1-ray paper`."""
     args = options().parse_args(argv)
     check_numbers(args, seeds=0)
+    check_writable(Path(args.out), file=True)
 
     from g1_ray.report.claims import load_claims, write_page
 

@@ -33,6 +33,23 @@ def test_an_error_leaves_everything_as_it_was(tmp_path, kind, there):
     assert names(tmp_path) == (["made"] if there else []) and (not there or path.read_text() == "old")
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_nothing_takes_the_place_of_another_kind_of_thing(tmp_path, kind):
+    """A folder of somebody's work that has the name which a file is to get is not thrown away for it."""
+    path = tmp_path / "made"
+    if kind == "file":
+        write_text(path / "thesis.txt", "years of work")
+    else:
+        write_text(path, "years of work")
+    with pytest.raises(ValueError, match=f"made: there is a .*; give the name of a {kind}"), written(path) as beside:
+        if kind == "file":
+            beside.write_text("new")
+        else:
+            beside.mkdir()
+    assert names(tmp_path) == ["made"]
+    assert (path / "thesis.txt" if kind == "file" else path).read_text() == "years of work"
+
+
 def test_a_file_is_replaced_at_the_end_and_not_before(tmp_path):
     path = tmp_path / "in" / "a.txt"
     write_text(path, "old")

@@ -75,6 +75,8 @@ MISTAKES = [
     ("own 4", f"train {Q} --resum --stepps 3", "--stepps", "--resume"),
     ("own 5", "play 2048 --seed x", "'x'", "play --help"),
     ("own 6", "trian", "trian", "'train'"),
+    *((f"own 8, {line}", f"{line} {{tmp}}", "{tmp}", "give the name of a file") for line in
+      ("paper --page-only --out", "report {tmp} --out", "games 2048 --sheet", "bench envs --json")),
     ("own 7", "games 2048 --sheet {tmp}/binary/x.png", "{tmp}/binary", "give another place"),
 ]  # fmt: skip
 
