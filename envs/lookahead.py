@@ -62,3 +62,4 @@ class Worth:
 
 
 TERNARY = Worth()
+"""What moves earn where nobody says otherwise."""

@@ -234,9 +234,8 @@ class Outliving:
         path = self.folder.checkpoint(self.version)
         saving = [learner.save.remote(str(path), state) for learner in self.actors.learners]
         who = named("learner", range(len(saving)), "save")
-        get_all(
-            saving, patience(2 * self._checkpoint_bytes), look or self.recovery.look, who
-        )  # written, then checksummed
+        limit_s = patience(2 * self._checkpoint_bytes)  # written, then checksummed
+        get_all(saving, limit_s, look or self.recovery.look, who)
         self._ask_buffer("saved", self.version)
         self.folder.prune_checkpoints(self.config.keep_checkpoints)
         return path
