@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -180,14 +180,14 @@ def _adapter(shape: Any) -> "TypeAdapter[Any]":
     return TypeAdapter(shape)
 
 
-def check_writable(path: Path, file: bool = False) -> None:
-    """Raises `ValueError` where no file or folder, or with `file` no file, can be written there, before work is done
-    that would be lost.
+def check_writable(path: Path, kind: Literal["file", "folder", ""] = "") -> None:
+    """Raises `ValueError` where nothing of a `kind`, or with '' nothing at all, can be written there: before work is
+    done that would be lost.
 
     Nothing is left: what of the path is not there yet is not made.
     """
     place = path.expanduser().absolute()
-    if file and place.is_dir():
+    if kind and place.exists() and place.is_dir() != (kind == "folder"):
         raise ValueError(_other_kind(path))
     folder = place if place.is_dir() else next(above for above in place.parents if above.exists())
     try:

@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
 
     folder = Path(args.folder)
     out = Path(args.out) if args.out else folder / "export"
-    check_writable(out)
+    check_writable(out, "folder")
     export, unit = (export_datasets, "rows") if args.to == "datasets" else (export_inspect, "runs")
     for path, count in export(folder, out, args.limit).items():
         print(f"{path}: {count} {unit}")

@@ -33,10 +33,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.sheet and not args.name:
         raise ValueError("--sheet needs the name of a game")
     if args.docs:
-        check_writable(Path(args.docs))
+        check_writable(Path(args.docs), "folder")
         write_docs(Path(args.docs), specs)
     elif args.sheet:
-        check_writable(Path(args.sheet), file=True)
+        check_writable(Path(args.sheet), "file")
         Path(args.sheet).parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(*specs).save(args.sheet)
         print(f"wrote {args.sheet}")

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     """`g1-ray paper`."""
     args = options().parse_args(argv)
     check_numbers(args, seeds=0)
-    check_writable(Path(args.out), file=True)
+    check_writable(Path(args.out), "file")
 
     from g1_ray.report.claims import load_claims, write_page
 

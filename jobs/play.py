@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     for file in args.save:
         if not file.lower().endswith((*ENDINGS, ".parquet")):
             raise ValueError(f"--save {file}: clips are {', '.join(ENDINGS)} files, moves a .parquet file")
-        check_writable(Path(file), file=True)
+        check_writable(Path(file), "file")
     check_numbers(args, seed=0, moves=0, pause=0)
     task = task_of(args.name, args.preset, args.reasoning, args.perception)
     if args.player and not args.moves and not task.reasoning.horizon and task.new_game().endless:

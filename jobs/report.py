@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from g1_ray.report.write import write_comparison, write_report
 
-    check_writable(Path(args.out or args.folders[0]), file=bool(args.out))
+    check_writable(Path(args.out or args.folders[0]), "file" if args.out else "")
     if len(args.folders) > 1:
         path = write_comparison(args.folders, args.out)
     else:

@@ -87,7 +87,7 @@ def check_place(args: argparse.Namespace) -> None:
     from g1_ray.files import check_writable
     from g1_ray.serve.guard import TOKEN, Rules
 
-    check_writable(Path(args.folder))
+    check_writable(Path(args.folder), "folder")
     rules = Rules.from_environment()
     try:
         here = args.host == "localhost" or ipaddress.ip_address(args.host).is_loopback

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.beside == "trl" and (args.what != ["learner"] or args.device != "cpu"):
         raise ValueError("--beside trl: for the learner alone, and on a CPU; take g1-ray bench learner --beside trl")
     if args.json:
-        check_writable(Path(args.json), file=True)
+        check_writable(Path(args.json), "file")
     if args.device == "cuda":
         import torch
 

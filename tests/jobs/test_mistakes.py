@@ -77,6 +77,8 @@ MISTAKES = [
     ("own 6", "trian", "trian", "'train'"),
     *((f"own 8, {line}", f"{line} {{tmp}}", "{tmp}", "give the name of a file") for line in
       ("paper --page-only --out", "report {tmp} --out", "games 2048 --sheet", "bench envs --json")),
+    *((f"own 9, {line}", f"{line} {{tmp}}/binary", "{tmp}/binary", "give the name of a folder") for line in
+      ("games swap --docs", "export {tmp} --to datasets --out", "serve tiny-coldstart --folder")),
     ("own 7", "games 2048 --sheet {tmp}/binary/x.png", "{tmp}/binary", "give another place"),
 ]  # fmt: skip
 
